@@ -1,0 +1,104 @@
+//! Every error that a caller sees: `{"error":{"code","message","request_id"}}`.
+//!
+//! The text never holds what the database said, a host name, an address or a secret.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+
+/// What is wrong with a request, or with us.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ApiError {
+    /// The body is not the JSON it says it is.
+    MalformedJson(String),
+    /// A header that the request depends on is malformed.
+    MalformedHeader(&'static str),
+    /// The body did not arrive whole.
+    BodyBroken,
+    /// No signature, a wrong one, no token, a wrong one: not told apart, so that nothing is learned.
+    Unauthorized,
+    /// Unknown path, or no such job.
+    NotFound,
+    /// The path is known, the method is not.
+    MethodNotAllowed,
+    /// The body did not arrive in time.
+    BodyTimeout,
+    /// The idempotency key was used with another body.
+    IdempotencyConflict,
+    /// The body is longer than this many bytes.
+    BodyTooLarge(u32),
+    /// Not JSON, or compressed.
+    UnsupportedMediaType(&'static str),
+    /// The JSON is well-formed, what it says is not.
+    InvalidField(String),
+    /// Too many wait already.
+    Overloaded,
+    /// Postgres is away or full. Whether the job was stored is not known.
+    Unavailable,
+}
+
+impl ApiError {
+    const fn status_and_code(&self) -> (StatusCode, &'static str) {
+        match self {
+            Self::MalformedJson(_) => (StatusCode::BAD_REQUEST, "malformed_json"),
+            Self::MalformedHeader(_) => (StatusCode::BAD_REQUEST, "malformed_header"),
+            Self::BodyBroken => (StatusCode::BAD_REQUEST, "malformed_body"),
+            Self::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized"),
+            Self::NotFound => (StatusCode::NOT_FOUND, "not_found"),
+            Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
+            Self::BodyTimeout => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
+            Self::IdempotencyConflict => (StatusCode::CONFLICT, "idempotency_conflict"),
+            Self::BodyTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
+            Self::UnsupportedMediaType(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
+            Self::InvalidField(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_field"),
+            Self::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "overloaded"),
+            Self::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+        }
+    }
+
+    fn message(&self) -> String {
+        match self {
+            Self::MalformedJson(what) => format!("the body is not well-formed JSON: {what}"),
+            Self::BodyBroken => "the body did not arrive whole".to_owned(),
+            Self::Unauthorized => "the signature or token is missing or wrong".to_owned(),
+            Self::NotFound => "there is nothing here".to_owned(),
+            Self::MethodNotAllowed => "this path does not have that method".to_owned(),
+            Self::BodyTimeout => "the body did not arrive in time".to_owned(),
+            Self::IdempotencyConflict => "this Idempotency-Key was used with another body".to_owned(),
+            Self::BodyTooLarge(limit) => format!("the body is longer than {limit} bytes"),
+            Self::MalformedHeader(what) | Self::UnsupportedMediaType(what) => (*what).to_owned(),
+            Self::InvalidField(what) => what.clone(),
+            Self::Overloaded => "too many requests wait already; try again".to_owned(),
+            Self::Unavailable => {
+                "the job may or may not be stored; send it again with the same Idempotency-Key".to_owned()
+            }
+        }
+    }
+}
+
+/// An error on its way out; [`crate::request_id::identify`] writes the body, since it knows the id.
+#[derive(Clone, Debug)]
+pub(crate) struct ErrorBody {
+    code: &'static str,
+    message: String,
+}
+
+impl ErrorBody {
+    pub(crate) fn to_json(&self, request_id: &str) -> String {
+        serde_json::json!({
+            "error": { "code": self.code, "message": self.message, "request_id": request_id }
+        })
+        .to_string()
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let (status, code) = self.status_and_code();
+        let mut response = status.into_response();
+        response.extensions_mut().insert(ErrorBody { code, message: self.message() });
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}

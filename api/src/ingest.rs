@@ -1,0 +1,90 @@
+//! Group commit: requests that arrive while a commit is under way share the next one.
+
+use outbox::batch::{BatchError, Batcher, Limits};
+use outbox::database::Failure;
+use outbox::enqueue::{Accepted, NewJob, accept};
+use outbox::notify::Notifier;
+use sqlx::PgPool;
+use tracing::{error, warn};
+
+use crate::config::AcceptConfig;
+use crate::error::ApiError;
+
+/// Tries of a batch that another transaction was in the way of.
+const TRIES: u32 = 3;
+
+type Answer = Result<Accepted, ApiError>;
+
+pub(crate) struct Ingest {
+    batcher: Batcher<NewJob, Answer>,
+}
+
+impl Ingest {
+    /// `waiting` bounds the jobs that wait for their commit.
+    pub(crate) fn start(pool: PgPool, notifier: Notifier, config: &AcceptConfig, waiting: usize) -> Self {
+        let limits =
+            Limits { waiting, batch: config.accept_batch_size.into(), concurrent: config.accept_concurrency.into() };
+        let batcher = Batcher::start(limits, move |jobs: Vec<NewJob>| {
+            let (pool, notifier) = (pool.clone(), notifier.clone());
+            async move {
+                let answers = accept_all(&pool, &jobs).await;
+                // After the commit and outside it: a hint for the relay.
+                notifier.wake_relays();
+                answers
+            }
+        });
+        Self { batcher }
+    }
+
+    /// Stores a job; returns after its commit.
+    pub(crate) async fn accept(&self, job: NewJob) -> Answer {
+        match self.batcher.try_submit(job).await {
+            Ok(answer) => answer,
+            Err(BatchError::Full) => Err(ApiError::Overloaded),
+            Err(BatchError::GivenUp) => Err(ApiError::Unavailable),
+        }
+    }
+}
+
+async fn accept_all(pool: &PgPool, jobs: &[NewJob]) -> Vec<Answer> {
+    metrics::histogram!("outhook_api_accept_batch_size").record(u32::try_from(jobs.len()).unwrap_or(u32::MAX));
+    match accept_together(pool, jobs).await {
+        Ok(accepted) => accepted.into_iter().map(Ok).collect(),
+        // Nothing was written: one bad row must hurt only itself.
+        Err(Failure::Rejected | Failure::Conflict) => accept_one_by_one(pool, jobs).await,
+        // Whether it was written is not known, and the next try would wait as long.
+        Err(Failure::Unavailable) => jobs.iter().map(|_| Err(ApiError::Unavailable)).collect(),
+    }
+}
+
+async fn accept_together(pool: &PgPool, jobs: &[NewJob]) -> Result<Vec<Accepted>, Failure> {
+    let mut failure = Failure::Conflict;
+    for _ in 0..TRIES {
+        let error = match accept(pool, jobs).await {
+            Ok(accepted) => return Ok(accepted),
+            Err(error) => error,
+        };
+        failure = Failure::of(&error);
+        warn!(%error, ?failure, jobs = jobs.len(), "a batch was not committed");
+        if failure != Failure::Conflict {
+            break;
+        }
+    }
+    Err(failure)
+}
+
+async fn accept_one_by_one(pool: &PgPool, jobs: &[NewJob]) -> Vec<Answer> {
+    let mut answers = Vec::with_capacity(jobs.len());
+    for job in jobs {
+        let answer = match accept_together(pool, std::slice::from_ref(job)).await {
+            Ok(mut accepted) => Ok(accepted.remove(0)),
+            Err(Failure::Rejected) => {
+                error!(job_id = %job.id, "the database refuses what the api let through");
+                Err(ApiError::InvalidField("the database refuses one of the fields".to_owned()))
+            }
+            Err(Failure::Conflict | Failure::Unavailable) => Err(ApiError::Unavailable),
+        };
+        answers.push(answer);
+    }
+    answers
+}

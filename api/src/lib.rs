@@ -1,0 +1,93 @@
+//! The api: accepts signed webhooks. A 202 is sent only after the commit that holds the job and its
+//! outbox row.
+
+mod body;
+mod config;
+mod envelope;
+mod error;
+mod ingest;
+mod json;
+mod request_id;
+mod routes;
+mod server;
+mod signature;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use axum::routing::{get, post};
+use axum::{Router, middleware};
+use metrics_exporter_prometheus::PrometheusHandle;
+use outbox::notify::Notifier;
+use sqlx::PgPool;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+pub use config::Config;
+
+use crate::error::ApiError;
+use crate::ingest::Ingest;
+
+/// A caller waits no longer for a connection to Postgres. Two waits in a row, its own batch's and that of
+/// the batch before, stay within 2 s.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Connections for everything but accepting.
+const READ_CONNECTIONS: u32 = 4;
+
+/// What the handlers share.
+pub(crate) struct App {
+    config: Config,
+    ingest: Ingest,
+    /// For reading only: many readers never keep a job from being accepted.
+    pool: PgPool,
+    metrics: PrometheusHandle,
+}
+
+/// Serves until `stop`, then finishes the requests under way.
+///
+/// # Errors
+/// The address cannot be listened on, or the database's schema is not the one of this build.
+pub async fn run(config: Config, metrics: PrometheusHandle, stop: CancellationToken) -> anyhow::Result<()> {
+    let address = (config.server.app_host.as_str(), config.server.app_port);
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on APP_HOST {} and APP_PORT {}", address.0, address.1))?;
+    config.database.require_schema("outhook-api", &stop).await?;
+    info!(address = %listener.local_addr()?, "ready: listening");
+
+    let app = Arc::new(App::start(config, metrics));
+    server::serve(listener, router(Arc::clone(&app)), &app.config, stop).await;
+    info!("stopped");
+    Ok(())
+}
+
+impl App {
+    fn start(config: Config, metrics: PrometheusHandle) -> Self {
+        let commits = config.accept.accept_concurrency.into();
+        let accepting = config.database.pool("outhook-api accept", commits, ACQUIRE_TIMEOUT);
+        let notifier = Notifier::start(config.database.pool("outhook-api notify", 1, ACQUIRE_TIMEOUT));
+        let waiting = config.server.max_connections as usize;
+        Self {
+            ingest: Ingest::start(accepting, notifier, &config.accept, waiting),
+            pool: config.database.pool("outhook-api", READ_CONNECTIONS, ACQUIRE_TIMEOUT),
+            metrics,
+            config,
+        }
+    }
+}
+
+fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/webhooks", post(routes::accept::accept))
+        .route("/webhooks/{id}", get(routes::show::show))
+        .route("/health", get(routes::probes::health))
+        .route("/ready", get(routes::probes::ready))
+        .route("/metrics", get(routes::probes::metrics))
+        .fallback(async || ApiError::NotFound)
+        .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
+        .layer(middleware::from_fn(request_id::identify))
+        .with_state(app)
+}

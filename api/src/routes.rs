@@ -1,0 +1,5 @@
+//! The handlers, one file each.
+
+pub(crate) mod accept;
+pub(crate) mod probes;
+pub(crate) mod show;

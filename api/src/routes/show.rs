@@ -1,0 +1,52 @@
+//! `GET /webhooks/{id}`: a job with its attempts and its outbox row, for whoever has the token.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::HeaderMap;
+use axum::http::header::AUTHORIZATION;
+use outbox::database::on_connection;
+use secrecy::ExposeSecret;
+use serde_json::Value;
+use subtle::ConstantTimeEq;
+use tracing::warn;
+use uuid::Uuid;
+
+use crate::App;
+use crate::error::ApiError;
+
+/// The job as it is in the database, without payload and headers.
+pub(crate) async fn show(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<Json<Value>, ApiError> {
+    authorize(&app, &headers)?;
+    let id: Uuid = id.parse().map_err(|_| ApiError::NotFound)?;
+    // One statement, one snapshot: a job is never shown between two of its states.
+    let statement = sqlx::query_scalar!(
+        r#"-- show_job
+        SELECT to_jsonb(job) - 'payload' - 'headers' - 'body_hash' || jsonb_build_object(
+            'payload_bytes', octet_length(job.payload),
+            'attempts', coalesce((SELECT jsonb_agg(to_jsonb(attempt) - 'job_id' ORDER BY attempt.attempt)
+                                  FROM webhook_attempts AS attempt WHERE attempt.job_id = job.id), '[]'),
+            'outbox', (SELECT to_jsonb(alarm) FROM outbox AS alarm WHERE alarm.id = job.outbox_id)) AS "job!"
+        FROM webhook_jobs AS job WHERE id = $1"#,
+        id
+    );
+    let found = on_connection(&app.pool, async |connection| statement.fetch_optional(connection).await).await;
+    found.map_err(|error| unavailable(&error))?.map(Json).ok_or(ApiError::NotFound)
+}
+
+fn unavailable(error: &sqlx::Error) -> ApiError {
+    warn!(%error, "a job cannot be read");
+    ApiError::Unavailable
+}
+
+fn authorize(app: &App, headers: &HeaderMap) -> Result<(), ApiError> {
+    let given = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+    let expected = app.config.server.api_token.expose_secret();
+    let equal = given.is_some_and(|given| given.as_bytes().ct_eq(expected.as_bytes()).into());
+    if equal { Ok(()) } else { Err(ApiError::Unauthorized) }
+}

@@ -1,0 +1,154 @@
+//! Natural batching: what arrives while a batch is under way forms the next one.
+//!
+//! Nothing waits for a batch to fill. Idle, a batch is one item and costs no added latency; under load,
+//! batches grow to what one round trip takes, and a commit is shared by all in it.
+
+use std::sync::Arc;
+
+use tokio::sync::{Mutex, mpsc, oneshot};
+
+/// Bounds of a [`Batcher`].
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Items that may wait for their batch.
+    pub waiting: usize,
+    /// Items in one batch.
+    pub batch: usize,
+    /// Batches under way at once.
+    pub concurrent: usize,
+}
+
+/// Gathers items into batches and gives each sender its own answer.
+#[derive(Debug)]
+pub struct Batcher<Item, Answer> {
+    sender: mpsc::Sender<Entry<Item, Answer>>,
+}
+
+type Entry<Item, Answer> = (Item, oneshot::Sender<Answer>);
+
+/// Why an item got no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BatchError {
+    /// The item was not taken: [`Limits::waiting`] others wait already.
+    #[error("too many requests wait already")]
+    Full,
+    /// The batch ended without an answer: the process is going down.
+    #[error("the batch was given up")]
+    GivenUp,
+}
+
+impl<Item, Answer> Clone for Batcher<Item, Answer> {
+    fn clone(&self) -> Self {
+        Self { sender: self.sender.clone() }
+    }
+}
+
+impl<Item, Answer> Batcher<Item, Answer>
+where
+    Item: Send + 'static,
+    Answer: Send + 'static,
+{
+    /// Starts the tasks that run batches. They end when the last clone of the batcher is dropped.
+    ///
+    /// `run` answers its items in their order.
+    pub fn start<Run, Running>(limits: Limits, run: Run) -> Self
+    where
+        Run: Fn(Vec<Item>) -> Running + Clone + Send + 'static,
+        Running: Future<Output = Vec<Answer>> + Send + 'static,
+    {
+        let (sender, receiver) = mpsc::channel(limits.waiting);
+        let receiver = Arc::new(Mutex::new(receiver));
+        for _ in 0..limits.concurrent {
+            tokio::spawn(run_batches(Arc::clone(&receiver), limits.batch, run.clone()));
+        }
+        Self { sender }
+    }
+
+    /// Hands the item to the next batch, or refuses it at once if too many wait.
+    pub async fn try_submit(&self, item: Item) -> Result<Answer, BatchError> {
+        let (answer, answered) = oneshot::channel();
+        self.sender.try_send((item, answer)).map_err(|_| BatchError::Full)?;
+        answered.await.map_err(|_| BatchError::GivenUp)
+    }
+
+    /// Hands the item to the next batch; waits for room if too many wait.
+    pub async fn submit(&self, item: Item) -> Result<Answer, BatchError> {
+        let (answer, answered) = oneshot::channel();
+        self.sender.send((item, answer)).await.map_err(|_| BatchError::GivenUp)?;
+        answered.await.map_err(|_| BatchError::GivenUp)
+    }
+}
+
+async fn run_batches<Item, Answer, Run, Running>(
+    receiver: Arc<Mutex<mpsc::Receiver<Entry<Item, Answer>>>>,
+    limit: usize,
+    run: Run,
+) where
+    Run: Fn(Vec<Item>) -> Running,
+    Running: Future<Output = Vec<Answer>>,
+{
+    loop {
+        let mut entries = Vec::new();
+        // The lock is held while waiting: the next free task takes the next batch.
+        if receiver.lock().await.recv_many(&mut entries, limit).await == 0 {
+            return;
+        }
+        let (items, senders): (Vec<_>, Vec<_>) = entries.into_iter().unzip();
+        for (sender, answer) in senders.into_iter().zip(run(items).await) {
+            // A sender that went away does not wait for its answer; what was done stays done.
+            let _ = sender.send(answer);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::sync::{Notify, Semaphore};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_arrives_during_a_batch_forms_the_next() {
+        let started = Arc::new(Notify::new());
+        let gate = Arc::new(Semaphore::new(0));
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let batcher = Batcher::start(Limits { waiting: 10, batch: 4, concurrent: 1 }, {
+            let (started, gate, seen) = (Arc::clone(&started), Arc::clone(&gate), Arc::clone(&seen));
+            move |items: Vec<u32>| {
+                let (started, gate, seen) = (Arc::clone(&started), Arc::clone(&gate), Arc::clone(&seen));
+                async move {
+                    started.notify_one();
+                    gate.acquire().await.expect("the gate is never closed").forget();
+                    seen.lock().await.push(items.clone());
+                    items.into_iter().map(|item| item * 10).collect()
+                }
+            }
+        });
+        let first = tokio::spawn({
+            let batcher = batcher.clone();
+            async move { batcher.submit(0).await }
+        });
+        started.notified().await;
+        // join! polls in order: all six wait before the gate opens.
+        let (rest, ()) = tokio::join!(futures_util::future::join_all((1..7).map(|item| batcher.submit(item))), async {
+            gate.add_permits(10);
+        });
+        assert_eq!(first.await.expect("no panic"), Ok(0));
+        assert_eq!(rest, [10, 20, 30, 40, 50, 60].map(Ok));
+        assert_eq!(*seen.lock().await, [vec![0], vec![1, 2, 3, 4], vec![5, 6]]);
+    }
+
+    #[tokio::test]
+    async fn refuses_what_has_no_room() {
+        let batcher = Batcher::start(Limits { waiting: 1, batch: 1, concurrent: 1 }, |items: Vec<()>| async move {
+            tokio::time::sleep(Duration::from_mins(1)).await;
+            items
+        });
+        let submit = || tokio::time::timeout(Duration::from_millis(100), batcher.try_submit(()));
+        assert!(submit().await.is_err(), "the first is under way");
+        assert!(submit().await.is_err(), "the second waits");
+        assert_eq!(submit().await, Ok(Err(BatchError::Full)));
+    }
+}

@@ -1,0 +1,136 @@
+//! The worker's first transaction: one claim an attempt.
+//!
+//! A claim gives its job the next attempt number, the fence: [`crate::settle`] writes only while the job
+//! still has it. A message that finds no claim is a duplicate or stale, unless a worker was lost:
+//! [`look_up`] tells.
+
+use std::time::Duration;
+
+use sqlx::PgPool;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::database::on_connection;
+use crate::job::Status;
+use crate::message::Message;
+
+/// A job that this worker may attempt now, once.
+#[derive(Clone, Debug)]
+pub struct Claimed {
+    /// The job.
+    pub job_id: Uuid,
+    /// The number of this attempt, from 1: the fence.
+    pub attempt: i32,
+    /// Attempts before this one that did not succeed.
+    pub retry_count: i32,
+    /// Attempts in all, if the job has a limit of its own.
+    pub max_attempts: Option<i32>,
+    /// Where to deliver.
+    pub client_url: String,
+    /// What to deliver.
+    pub payload: String,
+    /// Extra request headers, an object of strings.
+    pub headers: serde_json::Value,
+    /// When it was claimed, by the database's clock.
+    pub started_at: OffsetDateTime,
+    /// When the job was accepted.
+    pub created_at: OffsetDateTime,
+}
+
+/// Claims the messages' jobs for `worker` until `lease` has passed. Returns those that were free.
+///
+/// # Errors
+/// The statement failed. If its commit is not known, the same messages may be claimed again: whatever
+/// it claimed is then refused until its lease ends.
+pub async fn claim(
+    pool: &PgPool,
+    messages: &[Message],
+    worker: &str,
+    lease: Duration,
+) -> Result<Vec<Claimed>, sqlx::Error> {
+    let job_ids: Vec<Uuid> = messages.iter().map(|message| message.job_id).collect();
+    let attempts: Vec<i32> = messages.iter().map(|message| message.attempt).collect();
+    let statement = sqlx::query_as!(
+        Claimed,
+        r#"-- claim_jobs
+        UPDATE webhook_jobs AS job
+        SET status = 'processing', attempt = job.attempt + 1, claimed_by = $3, updated_at = now(),
+            lease_until = now() + make_interval(secs => $4)
+        FROM unnest($1::uuid[], $2::integer[]) AS message (job_id, attempt)
+        -- The guard: of any number of equal or stale messages, one finds the job like this.
+        WHERE job.id = message.job_id AND job.status = 'pending' AND job.attempt = message.attempt
+        RETURNING job.id AS job_id, job.attempt, job.retry_count, job.max_attempts, job.client_url, job.payload,
+                  job.headers, job.updated_at AS started_at, job.created_at"#,
+        &job_ids,
+        &attempts,
+        worker,
+        lease.as_secs_f64(),
+    );
+    on_connection(pool, async |connection| statement.fetch_all(connection).await).await
+}
+
+/// How the job of a refused message stands.
+#[derive(Clone, Debug)]
+pub struct Standing {
+    /// The job.
+    pub job_id: Uuid,
+    /// Its status.
+    pub status: Status,
+    /// Its attempt number.
+    pub attempt: i32,
+    /// Attempts that did not succeed.
+    pub retry_count: i32,
+    /// Attempts in all, if the job has a limit of its own.
+    pub max_attempts: Option<i32>,
+    /// Who holds or held the lease; empty unless processing.
+    pub claimed_by: String,
+    /// While processing, when it was claimed.
+    pub started_at: OffsetDateTime,
+    /// Whether the lease ended without a record: its worker is lost.
+    pub lease_expired: bool,
+}
+
+/// Looks up the jobs of messages that found no claim.
+///
+/// # Errors
+/// The database cannot be asked.
+pub async fn look_up(pool: &PgPool, job_ids: &[Uuid]) -> Result<Vec<Standing>, sqlx::Error> {
+    let statement = sqlx::query!(
+        r#"-- look_up_refused
+        SELECT id, status, attempt, retry_count, max_attempts, coalesce(claimed_by, '') AS "claimed_by!", updated_at,
+               coalesce(lease_until <= now(), false) AS "lease_expired!"
+        FROM webhook_jobs WHERE id = ANY($1)"#,
+        job_ids
+    );
+    let rows = on_connection(pool, async |connection| statement.fetch_all(connection).await).await?;
+    let standings = rows.into_iter().map(|row| Standing {
+        job_id: row.id,
+        status: Status::from_text(&row.status).expect("webhook_jobs_status_known"),
+        attempt: row.attempt,
+        retry_count: row.retry_count,
+        max_attempts: row.max_attempts,
+        claimed_by: row.claimed_by,
+        started_at: row.updated_at,
+        lease_expired: row.lease_expired,
+    });
+    Ok(standings.collect())
+}
+
+/// Sets the alarms of leased jobs to the end of their leases, instead of the far republish interval: if
+/// the holder is lost, the relay finds out then. The caller acks its message and is free.
+///
+/// # Errors
+/// The database cannot be asked.
+pub async fn ring_at_lease_end(pool: &PgPool, job_ids: &[Uuid]) -> Result<(), sqlx::Error> {
+    let statement = sqlx::query!(
+        "-- ring_at_lease_end
+        UPDATE outbox AS alarm SET due_at = job.lease_until
+        FROM webhook_jobs AS job
+        WHERE job.id = ANY($1) AND job.status = 'processing' AND alarm.id = job.outbox_id
+          -- Not an alarm that was re-armed for the next attempt meanwhile.
+          AND alarm.attempt = job.attempt - 1",
+        job_ids
+    );
+    on_connection(pool, async |connection| statement.execute(connection).await).await?;
+    Ok(())
+}

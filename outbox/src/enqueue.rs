@@ -1,0 +1,157 @@
+//! Accepting jobs: both rows, one statement, one commit.
+//!
+//! The SQL function `outhook.enqueue` does the same for one job in a caller's own transaction.
+
+use std::collections::HashMap;
+
+use sqlx::types::Json;
+use sqlx::{PgConnection, PgPool};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::database::on_connection;
+use crate::job::Status;
+
+/// A webhook as it was accepted, checked by whoever accepts it.
+#[derive(Clone, Debug)]
+pub struct NewJob {
+    /// Id of the job, a UUID version 7 made by the accepting process.
+    pub id: Uuid,
+    /// Where to deliver.
+    pub client_url: String,
+    /// What to deliver, byte for byte; without U+0000.
+    pub payload: String,
+    /// Extra request headers.
+    pub headers: serde_json::Map<String, serde_json::Value>,
+    /// Not before this moment; at once when `None`.
+    pub deliver_at: Option<OffsetDateTime>,
+    /// Attempts in all, 1 to 100; the worker's default when `None`.
+    pub max_attempts: Option<i32>,
+    /// The caller's key and the SHA-256 of the request that came with it.
+    pub idempotency: Option<Idempotency>,
+    /// W3C trace context of the request.
+    pub traceparent: Option<String>,
+}
+
+/// One job a key; the same key with another request is a conflict.
+#[derive(Clone, Debug)]
+pub struct Idempotency {
+    /// The caller's key, 1 to 255 bytes.
+    pub key: String,
+    /// SHA-256 of the request body.
+    pub body_hash: [u8; 32],
+}
+
+/// What became of a [`NewJob`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Accepted {
+    /// Both rows are committed.
+    New(Uuid),
+    /// The key was known, with the same request: the job that it made, and how far that is.
+    Known(Uuid, Status),
+    /// The key was known, with another request: nothing was written.
+    KeyConflict,
+}
+
+/// Accepts a batch. When it returns, both rows of every new job are committed.
+///
+/// The answers are in the order of `jobs`. A key that stands in the batch twice makes one job.
+///
+/// # Errors
+/// The statement failed; [`crate::database::Failure::of`] tells whether anything can have been written.
+pub async fn accept(pool: &PgPool, jobs: &[NewJob]) -> Result<Vec<Accepted>, sqlx::Error> {
+    let (new, known) = on_connection(pool, async |connection| {
+        let new = insert(connection, jobs).await?;
+        let known = if new.len() == jobs.len() { HashMap::new() } else { find_keys(connection, jobs).await? };
+        Ok((new, known))
+    })
+    .await?;
+    Ok(jobs.iter().map(|job| answer(job, &new, &known)).collect())
+}
+
+fn answer(job: &NewJob, new: &[Uuid], known: &HashMap<String, KnownJob>) -> Accepted {
+    if new.contains(&job.id) {
+        return Accepted::New(job.id);
+    }
+    let known = job.idempotency.as_ref().and_then(|idempotency| Some((idempotency, known.get(&idempotency.key)?)));
+    match known {
+        Some((idempotency, known)) if known.body_hash == idempotency.body_hash => {
+            Accepted::Known(known.id, known.status)
+        }
+        _ => Accepted::KeyConflict,
+    }
+}
+
+/// Inserts what is new and returns its ids.
+async fn insert(connection: &mut PgConnection, jobs: &[NewJob]) -> Result<Vec<Uuid>, sqlx::Error> {
+    // Two batches with the same keys must wait for each other in the same order.
+    let mut jobs: Vec<&NewJob> = jobs.iter().collect();
+    jobs.sort_by_key(|job| job.idempotency.as_ref().map(|idempotency| &idempotency.key));
+
+    let column = |value: fn(&NewJob) -> Option<&str>| jobs.iter().map(|job| value(job)).collect::<Vec<_>>();
+    let ids: Vec<Uuid> = jobs.iter().map(|job| job.id).collect();
+    let client_urls = column(|job| Some(&job.client_url));
+    let payloads = column(|job| Some(&job.payload));
+    let headers: Vec<_> = jobs.iter().map(|job| Json(&job.headers)).collect();
+    let deliver_at: Vec<_> = jobs.iter().map(|job| job.deliver_at).collect();
+    let max_attempts: Vec<_> = jobs.iter().map(|job| job.max_attempts).collect();
+    let keys = column(|job| job.idempotency.as_ref().map(|idempotency| idempotency.key.as_str()));
+    let hashes: Vec<_> =
+        jobs.iter().map(|job| job.idempotency.as_ref().map(|idempotency| &idempotency.body_hash[..])).collect();
+    let traceparents = column(|job| job.traceparent.as_deref());
+
+    sqlx::query_scalar!(
+        r#"-- accept_jobs
+        WITH accepted AS (
+            INSERT INTO webhook_jobs
+                (id, outbox_id, deliver_at, max_attempts, client_url, headers, idempotency_key, body_hash, payload)
+            SELECT id, nextval('outbox_id_seq'), coalesce(deliver_at, now()), max_attempts, client_url, headers,
+                   idempotency_key, body_hash, payload
+            FROM unnest($1::uuid[], $2::text[], $3::text[], $4::jsonb[], $5::timestamptz[], $6::integer[], $7::text[], $8::bytea[])
+                AS job (id, client_url, payload, headers, deliver_at, max_attempts, idempotency_key, body_hash)
+            -- A known key writes nothing. One that another transaction is writing is waited for.
+            ON CONFLICT DO NOTHING
+            RETURNING id, outbox_id, deliver_at
+        )
+        INSERT INTO outbox (id, job_id, attempt, due_at, traceparent)
+        SELECT outbox_id, id, 0, greatest(deliver_at, now()), traceparent
+        FROM accepted JOIN unnest($1::uuid[], $9::text[]) AS trace (id, traceparent) USING (id)
+        RETURNING job_id"#,
+        &ids,
+        &client_urls as _,
+        &payloads as _,
+        &headers as _,
+        &deliver_at as _,
+        &max_attempts as _,
+        &keys as _,
+        &hashes as _,
+        &traceparents as _,
+    )
+    .fetch_all(connection)
+    .await
+}
+
+struct KnownJob {
+    id: Uuid,
+    status: Status,
+    body_hash: Vec<u8>,
+}
+
+/// The jobs that hold the batch's keys. A statement of its own: the first one's snapshot may be older
+/// than the row it ran into.
+async fn find_keys(connection: &mut PgConnection, jobs: &[NewJob]) -> Result<HashMap<String, KnownJob>, sqlx::Error> {
+    let keys: Vec<String> = jobs.iter().filter_map(|job| Some(job.idempotency.as_ref()?.key.clone())).collect();
+    let rows = sqlx::query!(
+        r#"-- find_idempotency_keys
+        SELECT idempotency_key AS "key!", id, status, body_hash AS "body_hash!"
+        FROM webhook_jobs WHERE idempotency_key = ANY($1)"#,
+        &keys
+    )
+    .fetch_all(connection)
+    .await?;
+    let known = rows.into_iter().map(|row| {
+        let status = Status::from_text(&row.status).expect("webhook_jobs_status_known");
+        (row.key, KnownJob { id: row.id, status, body_hash: row.body_hash })
+    });
+    Ok(known.collect())
+}

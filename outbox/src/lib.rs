@@ -1,0 +1,25 @@
+//! What the three processes of Outhook agree on: jobs and their alarm clocks in Postgres, and the
+//! thin messages that travel through RabbitMQ.
+//!
+//! The modules stand in the order of a webhook's way: accepted by the api ([`enqueue`]), found due by
+//! the relay ([`due`]), carried as a [`message`] over the [`topology`], claimed by a worker ([`claim`])
+//! and settled ([`settle`]), perhaps to be [`retry`]-ed. The rest is what every process needs.
+
+pub mod claim;
+pub mod due;
+pub mod enqueue;
+pub mod job;
+pub mod message;
+pub mod retry;
+pub mod settle;
+pub mod target;
+pub mod topology;
+
+pub mod backoff;
+pub mod batch;
+pub mod clock;
+pub mod database;
+pub mod env;
+pub mod notify;
+pub mod shutdown;
+pub mod telemetry;

@@ -1,0 +1,75 @@
+//! The message that wakes a worker. Thin: payloads and secrets stay in Postgres.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// Newest version of the message that this build writes.
+const VERSION: u8 = 1;
+
+/// Body of a message in the queue, as JSON. Readers ignore fields that they do not know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    #[serde(rename = "v")]
+    version: u8,
+    /// The job in `webhook_jobs`.
+    pub job_id: Uuid,
+    /// The job's `attempt` when the message was made: what the claim must find.
+    pub attempt: i32,
+    /// The job's row in `outbox`.
+    pub outbox_id: i64,
+    /// W3C trace context of the accepting request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
+}
+
+impl Message {
+    /// A message of this build's version.
+    #[must_use]
+    pub const fn new(job_id: Uuid, attempt: i32, outbox_id: i64, traceparent: Option<String>) -> Self {
+        Self { version: VERSION, job_id, attempt, outbox_id, traceparent }
+    }
+
+    /// The bytes that travel.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("a struct of numbers and strings is always JSON")
+    }
+
+    /// Reads what travelled.
+    ///
+    /// # Errors
+    /// It is not a message: poison, to be dead-lettered.
+    pub fn decode(bytes: &[u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn travels_as_small_json_and_back() {
+        let message = Message::new(Uuid::from_u128(7), 2, 41, None);
+        let bytes = message.encode();
+        assert_eq!(
+            String::from_utf8_lossy(&bytes),
+            r#"{"v":1,"job_id":"00000000-0000-0000-0000-000000000007","attempt":2,"outbox_id":41}"#
+        );
+        assert_eq!(Message::decode(&bytes).expect("it was just encoded"), message);
+    }
+
+    #[test]
+    fn a_later_version_with_more_fields_is_read() {
+        let later =
+            br#"{"v":2,"job_id":"00000000-0000-0000-0000-000000000007","attempt":0,"outbox_id":1,"lane":"slow"}"#;
+        assert_eq!(Message::decode(later).expect("unknown fields are ignored").outbox_id, 1);
+    }
+
+    #[test]
+    fn garbage_is_refused() {
+        for garbage in [&b""[..], b"{}", b"\xff\x00", br#"{"v":1,"job_id":"x","attempt":0,"outbox_id":1}"#] {
+            assert!(Message::decode(garbage).is_err());
+        }
+    }
+}

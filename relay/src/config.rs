@@ -1,0 +1,62 @@
+//! The relay's configuration.
+
+use std::time::Duration;
+
+use clap::Parser;
+use outbox::database::DatabaseConfig;
+use outbox::shutdown::ShutdownConfig;
+use outbox::telemetry::{LogConfig, MetricsConfig};
+use outbox::topology::BrokerConfig;
+
+/// Publishes what is due in the outbox to RabbitMQ, and records each publication after its confirm.
+///
+/// Any number may run side by side. Every option can be given as the environment variable in brackets.
+#[derive(Parser, Clone, Debug)]
+#[command(name = "outhook-relay", version)]
+pub struct Config {
+    #[command(flatten)]
+    pub(crate) database: DatabaseConfig,
+    #[command(flatten)]
+    pub(crate) broker: BrokerConfig,
+    #[command(flatten)]
+    pub(crate) publish: PublishConfig,
+    #[command(flatten)]
+    pub(crate) shutdown: ShutdownConfig,
+    /// What is logged.
+    #[command(flatten)]
+    pub log: LogConfig,
+    /// Where metrics are served.
+    #[command(flatten)]
+    pub metrics: MetricsConfig,
+}
+
+/// How the outbox is published.
+#[derive(clap::Args, Clone, Debug)]
+#[command(next_help_heading = "Publishing")]
+pub(crate) struct PublishConfig {
+    /// Outbox rows claimed, published and marked in one transaction.
+    #[arg(long, env, default_value_t = 500, value_parser = clap::value_parser!(u16).range(1..=5_000))]
+    pub relay_batch_size: u16,
+    /// Batches under way at once, each with connections of its own.
+    #[arg(long, env, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=16))]
+    pub relay_lanes: u16,
+    /// Longest sleep between two looks at the outbox, in milliseconds, should notifications get lost.
+    #[arg(long, env, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(10..=1_000))]
+    relay_poll_interval_ms: u64,
+    /// Messages that may wait in the queue for a worker; above it the backlog stays in Postgres.
+    #[arg(long, env, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub relay_queue_limit: u32,
+    /// Seconds after which a published message whose job did not move is taken as lost and published again.
+    #[arg(long, env, default_value_t = 900, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    republish_interval_sec: u64,
+}
+
+impl PublishConfig {
+    pub(crate) const fn poll_interval(&self) -> Duration {
+        Duration::from_millis(self.relay_poll_interval_ms)
+    }
+
+    pub(crate) const fn republish_interval(&self) -> Duration {
+        Duration::from_secs(self.republish_interval_sec)
+    }
+}

@@ -1,0 +1,213 @@
+//! A lane: one connection to Postgres, one to RabbitMQ, and the loop that moves rows from the one to the
+//! other. It reconnects whichever is lost and keeps the other.
+
+use std::time::Duration;
+
+use outbox::backoff::Backoff;
+use outbox::database::DatabaseError;
+use outbox::due;
+use outbox::topology::BrokerError;
+use tokio::time::{sleep, timeout};
+use tokio_postgres::Client;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::Config;
+use crate::publish_due::publish_due;
+use crate::publisher::Publisher;
+use crate::wake::{Notified, Wake};
+
+/// A turn that takes longer hangs on a server that does not answer: its connections are dropped.
+const TURN_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How soon to look again whether workers have shortened a queue that was too long.
+const FULL_QUEUE_WAIT: Duration = Duration::from_millis(100);
+
+/// Rows made due in one statement when the broker was wiped.
+const REWIND_BATCH: i64 = 1_000;
+
+/// Settings of the lane's connection to Postgres.
+///
+/// A relay that hangs must not hold its rows: Postgres ends its transaction. And its commits need not
+/// wait for the disk: losing one in a crash of Postgres means that its rows ring again, so that their
+/// messages are published once more and refused by the claim.
+const SESSION: &str = "SET idle_in_transaction_session_timeout = '10s';
+    SET statement_timeout = '5s';
+    SET synchronous_commit = off";
+
+pub(crate) struct Lane {
+    config: Config,
+    notified: Notified,
+    stop: CancellationToken,
+    database: Option<Client>,
+    publisher: Option<Publisher>,
+    backoff: Backoff,
+    announced: bool,
+}
+
+/// What to do after a turn.
+enum Next {
+    /// There may be more.
+    GoOn,
+    /// Nothing is due; the next row is, in this time.
+    Sleep(Option<Duration>),
+    /// The queue is long enough.
+    QueueFull,
+    /// The broker refused all of it.
+    Refused,
+}
+
+/// What was lost.
+#[derive(Debug, thiserror::Error)]
+enum Lost {
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    #[error("RabbitMQ did not confirm every message")]
+    Publisher,
+}
+
+impl From<tokio_postgres::Error> for Lost {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::Database(error.into())
+    }
+}
+
+impl Lane {
+    pub(crate) fn new(config: Config, notified: Notified, stop: CancellationToken) -> Self {
+        let backoff = Backoff::reconnect();
+        Self { config, notified, stop, database: None, publisher: None, backoff, announced: false }
+    }
+
+    /// Publishes until it is asked to stop.
+    pub(crate) async fn run(mut self) {
+        while !self.stop.is_cancelled() {
+            let wake = match self.turn().await {
+                Ok(next) => self.rest(next).await,
+                Err(lost) => self.recover(&lost).await,
+            };
+            if wake == Wake::Shutdown {
+                break;
+            }
+        }
+        if let Some(publisher) = self.publisher.take() {
+            publisher.close().await;
+        }
+    }
+
+    /// Connects what is not connected, then publishes a batch.
+    async fn turn(&mut self) -> Result<Next, Lost> {
+        self.notified.forget();
+        self.connect_database().await?;
+        self.connect_broker().await?;
+        self.announce();
+        let (Some(database), Some(publisher)) = (&mut self.database, &mut self.publisher) else {
+            unreachable!("both were connected just now");
+        };
+        let config = &self.config.publish;
+        let room = publisher.room(config.relay_batch_size.into(), config.relay_queue_limit).await?;
+        if room == 0 {
+            return Ok(Next::QueueFull);
+        }
+        let turn = timeout(TURN_TIMEOUT, publish_due(database, publisher, room, config));
+        let turn = turn.await.map_err(|_| DatabaseError::Timeout)??;
+        if !turn.publisher_usable {
+            return Err(Lost::Publisher);
+        }
+        if turn.all_refused {
+            return Ok(Next::Refused);
+        }
+        if turn.claimed == room as usize {
+            return Ok(Next::GoOn);
+        }
+        let next_due = timeout(TURN_TIMEOUT, due::next_due(&*database)).await.map_err(|_| DatabaseError::Timeout)??;
+        Ok(Next::Sleep(next_due))
+    }
+
+    async fn rest(&mut self, next: Next) -> Wake {
+        if !matches!(next, Next::Refused) {
+            self.backoff.reset();
+        }
+        match next {
+            Next::GoOn => Wake::Due,
+            Next::Sleep(next_due) => {
+                self.notified.sleep(next_due, self.config.publish.poll_interval(), &self.stop).await
+            }
+            Next::QueueFull => self.wait(FULL_QUEUE_WAIT).await,
+            Next::Refused => {
+                let wait = self.backoff.next_wait();
+                self.wait(wait).await
+            }
+        }
+    }
+
+    /// Drops what was lost and waits a while.
+    async fn recover(&mut self, lost: &Lost) -> Wake {
+        match lost {
+            // After a time-out inside a turn nothing is known of its confirms either.
+            Lost::Database(DatabaseError::Timeout) => {
+                self.database = None;
+                self.publisher = None;
+            }
+            Lost::Database(_) => self.database = None,
+            Lost::Broker(_) | Lost::Publisher => self.publisher = None,
+        }
+        warn!(error = %lost, "not publishing; what is due stays in Postgres");
+        metrics::counter!("outhook_relay_reconnects_total").increment(1);
+        let wait = self.backoff.next_wait();
+        self.wait(wait).await
+    }
+
+    async fn wait(&self, wait: Duration) -> Wake {
+        tokio::select! {
+            () = self.stop.cancelled() => Wake::Shutdown,
+            () = sleep(wait) => Wake::Poll,
+        }
+    }
+
+    async fn connect_database(&mut self) -> Result<(), DatabaseError> {
+        if self.database.as_ref().is_none_or(Client::is_closed) {
+            let client = self.config.database.connect("outhook-relay").await?;
+            client.batch_execute(SESSION).await?;
+            self.database = Some(client);
+        }
+        Ok(())
+    }
+
+    /// Connects to the broker. A queue that is missing was never made, or was wiped with its messages:
+    /// all that was published is made due *before* the queue exists anew, so that a relay that is killed
+    /// in between leaves the same sight to the next one.
+    async fn connect_broker(&mut self) -> Result<(), Lost> {
+        if self.publisher.as_ref().is_some_and(Publisher::is_connected) {
+            return Ok(());
+        }
+        let database = self.database.as_ref().expect("the database is connected first");
+        let broker = self.config.broker.clone();
+        let connection = broker.connect("outhook-relay").await?;
+        if !broker.queue_exists(&connection).await? {
+            let rows = rewind(database).await?;
+            info!(rows, "the queue does not exist: made its messages due again");
+        }
+        self.publisher = Some(Publisher::open(connection, broker).await?);
+        Ok(())
+    }
+
+    fn announce(&mut self) {
+        if !self.announced {
+            info!("ready: publishing");
+            self.announced = true;
+        }
+    }
+}
+
+async fn rewind(database: &Client) -> Result<u64, tokio_postgres::Error> {
+    let mut rows = 0;
+    loop {
+        let some = due::rewind(database, REWIND_BATCH).await?;
+        rows += some;
+        if some < REWIND_BATCH.cast_unsigned() {
+            return Ok(rows);
+        }
+    }
+}

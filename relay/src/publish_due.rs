@@ -1,0 +1,77 @@
+//! One turn of a lane: claim → publish → confirm → mark.
+
+use std::time::Duration;
+
+use outbox::database::DatabaseError;
+use outbox::due::{self, DueRow};
+use tokio_postgres::Client;
+use tracing::debug;
+
+use crate::config::PublishConfig;
+use crate::publisher::{Answer, Publisher};
+
+/// Wait before a row that the broker refused, or did not answer, is published again. The lane's own
+/// backoff comes on top: after a failure it reconnects first.
+const REFUSED_DELAY: Duration = Duration::from_millis(500);
+
+/// What a turn did.
+pub(crate) struct Turn {
+    /// Rows that were claimed; as many as asked for means that there may be more.
+    pub claimed: usize,
+    /// Whether the broker took none of what was published.
+    pub all_refused: bool,
+    /// Whether the publisher can go on.
+    pub publisher_usable: bool,
+}
+
+/// Publishes up to `limit` rows that are due. A crash at any point frees the rows as they were.
+pub(crate) async fn publish_due(
+    client: &mut Client,
+    publisher: &mut Publisher,
+    limit: u32,
+    config: &PublishConfig,
+) -> Result<Turn, DatabaseError> {
+    let transaction = client.transaction().await?;
+    let claimed = due::claim_due(&transaction, limit.into()).await?;
+    if claimed.is_empty() {
+        return Ok(Turn { claimed: 0, all_refused: false, publisher_usable: true });
+    }
+    let turn_size = claimed.len();
+    let rows = due::put_right(&transaction, claimed).await?;
+    let published = publisher.publish(&rows).await;
+
+    let (confirmed, others) = split(&rows, &published.answers);
+    if !confirmed.is_empty() {
+        due::mark_published(&transaction, &confirmed, config.republish_interval()).await?;
+    }
+    if !others.is_empty() {
+        due::push_back(&transaction, &others, REFUSED_DELAY).await?;
+    }
+    transaction.commit().await?;
+
+    count(&rows, &published.answers);
+    debug!(claimed = turn_size, confirmed = confirmed.len(), others = others.len(), "published");
+    let all_refused = confirmed.is_empty() && !others.is_empty();
+    Ok(Turn { claimed: turn_size, all_refused, publisher_usable: published.usable })
+}
+
+/// The ids of the confirmed rows, and those of the others.
+fn split(rows: &[DueRow], answers: &[Answer]) -> (Vec<i64>, Vec<i64>) {
+    let (mut confirmed, mut others) = (Vec::new(), Vec::new());
+    for (row, answer) in rows.iter().zip(answers) {
+        if *answer == Answer::Confirmed { confirmed.push(row.id()) } else { others.push(row.id()) }
+    }
+    (confirmed, others)
+}
+
+fn count(rows: &[DueRow], answers: &[Answer]) {
+    for (row, answer) in rows.iter().zip(answers) {
+        match answer {
+            Answer::Confirmed if row.rings_again => metrics::counter!("outhook_relay_republished_total").increment(1),
+            Answer::Confirmed => metrics::counter!("outhook_relay_published_total").increment(1),
+            Answer::Refused => metrics::counter!("outhook_relay_refused_total").increment(1),
+            Answer::Unknown => metrics::counter!("outhook_relay_unconfirmed_total").increment(1),
+        }
+    }
+    metrics::histogram!("outhook_relay_batch_size").record(u32::try_from(rows.len()).unwrap_or(u32::MAX));
+}

@@ -1,0 +1,77 @@
+//! The worker's configuration.
+
+use std::time::Duration;
+
+use clap::Parser;
+use outbox::database::DatabaseConfig;
+use outbox::retry::RetryPolicy;
+use outbox::shutdown::ShutdownConfig;
+use outbox::target::TargetPolicy;
+use outbox::telemetry::{LogConfig, MetricsConfig};
+use outbox::topology::BrokerConfig;
+
+use crate::signature::SigningKeys;
+
+/// Claims jobs as their messages come, posts them to their URLs and records what happened.
+///
+/// Any number may run side by side. Every option can be given as the environment variable in brackets.
+#[derive(Parser, Clone, Debug)]
+#[command(name = "outhook-worker", version)]
+pub struct Config {
+    #[command(flatten)]
+    pub(crate) database: DatabaseConfig,
+    #[command(flatten)]
+    pub(crate) broker: BrokerConfig,
+    #[command(flatten)]
+    pub(crate) delivery: DeliveryConfig,
+    #[command(flatten)]
+    pub(crate) retry: RetryPolicy,
+    #[command(flatten)]
+    pub(crate) targets: TargetPolicy,
+    #[command(flatten)]
+    pub(crate) shutdown: ShutdownConfig,
+    /// What is logged.
+    #[command(flatten)]
+    pub log: LogConfig,
+    /// Where metrics are served.
+    #[command(flatten)]
+    pub metrics: MetricsConfig,
+}
+
+/// How webhooks are delivered.
+#[derive(clap::Args, Clone, Debug)]
+#[command(next_help_heading = "Delivery")]
+pub(crate) struct DeliveryConfig {
+    /// Requests under way at once.
+    #[arg(long, env, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    pub worker_concurrency: u16,
+    /// Seconds an attempt may take in all, from resolving the name to the end of the answer.
+    #[arg(long, env, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=300))]
+    http_client_timeout_sec: u64,
+    /// Key that deliveries are signed with (`whsec_` and the base64 of 24 to 64 bytes), as of Standard
+    /// Webhooks; several, separated by commas, sign side by side during a rotation. Unsigned when unset.
+    #[arg(long, env, hide_env_values = true, value_parser = SigningKeys::parse)]
+    pub webhook_signing_secret: Option<SigningKeys>,
+    /// Bytes of a response body that are kept with its attempt.
+    #[arg(long, env, default_value_t = 1_024, value_parser = clap::value_parser!(u32).range(0..=65_536))]
+    pub response_excerpt_bytes: u32,
+}
+
+/// What a lease is longer than an attempt: time to wait for the settlement's turn and its commit.
+const LEASE_MARGIN: Duration = Duration::from_secs(5);
+
+impl DeliveryConfig {
+    pub(crate) const fn timeout(&self) -> Duration {
+        Duration::from_secs(self.http_client_timeout_sec)
+    }
+
+    /// For how long a claim owns its job.
+    pub(crate) fn lease(&self) -> Duration {
+        self.timeout() + LEASE_MARGIN
+    }
+
+    /// Messages that RabbitMQ hands out ahead: one under way and one at hand for each slot.
+    pub(crate) const fn prefetch(&self) -> u16 {
+        self.worker_concurrency.saturating_mul(2)
+    }
+}

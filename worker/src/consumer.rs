@@ -1,0 +1,279 @@
+//! Takes messages from the queue, claims their jobs in batches, and settles each message's fate.
+//!
+//! The one ack rule: a message is acked when Postgres no longer needs it, that is, after its attempt is
+//! recorded or when its claim is refused. Garbage is dead-lettered. Everything else stays unacked and is
+//! handed out again when the connection ends.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{FutureExt, StreamExt};
+use lapin::message::Delivery;
+use lapin::options::{
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, BasicRejectOptions,
+};
+use lapin::types::FieldTable;
+use lapin::{Channel, Connection, Consumer};
+use outbox::backoff::Backoff;
+use outbox::claim::{self, Claimed, Standing};
+use outbox::job::Status;
+use outbox::message::Message;
+use outbox::topology::{BrokerError, within};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+use uuid::Uuid;
+
+use crate::Worker;
+use crate::deliver::deliver;
+use crate::outcome::settlement_of_lost;
+
+const CONSUMER_TAG: &str = "outhook-worker";
+
+/// Claims in one statement.
+const CLAIM_BATCH: usize = 200;
+
+/// The worker was asked to stop. The connection is still up, for the acks of what is under way.
+pub(crate) struct Stopped {
+    pub connection: Connection,
+}
+
+/// Why consuming ended.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConsumeError {
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    #[error("RabbitMQ: {0}")]
+    Client(#[from] lapin::Error),
+    /// The stream of deliveries ended: the queue was deleted, or the channel closed.
+    #[error("RabbitMQ ended the consumer")]
+    Ended,
+}
+
+/// A message and the right to answer for it.
+struct Received {
+    message: Message,
+    delivery: Delivery,
+}
+
+/// Consumes until `stop`, or until the connection is lost.
+pub(crate) async fn consume(
+    worker: &Arc<Worker>,
+    stop: &CancellationToken,
+    backoff: &mut Backoff,
+) -> Result<Stopped, ConsumeError> {
+    let (connection, channel, mut consumer) = open(worker).await?;
+    backoff.reset();
+    info!(worker = worker.name, "ready: consuming");
+    loop {
+        let Some(slot) = until(stop, Arc::clone(&worker.slots).acquire_owned()).await else { break };
+        let slot = slot.expect("the semaphore is never closed");
+        let Some(first) = until(stop, consumer.next()).await else { break };
+        let (batch, slots) = gather(worker, first.ok_or(ConsumeError::Ended)??, slot, &mut consumer)?;
+        process(worker, batch, slots, stop).await;
+    }
+    release_rest(&channel, consumer).await;
+    Ok(Stopped { connection })
+}
+
+async fn open(worker: &Worker) -> Result<(Connection, Channel, Consumer), ConsumeError> {
+    let broker = &worker.config.broker;
+    let connection = broker.connect("outhook-worker").await?;
+    let channel = within("a channel", connection.create_channel()).await?;
+    // Before consuming: without it the whole queue would come at once.
+    let prefetch = worker.config.delivery.prefetch();
+    within("the prefetch limit", channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
+    // The relay makes the queue; until then this is an error, and is tried again.
+    let consuming = channel.basic_consume(
+        broker.queue().into(),
+        CONSUMER_TAG.into(),
+        BasicConsumeOptions::default(),
+        FieldTable::default(),
+    );
+    let consumer = within("the consumer", consuming).await?;
+    Ok((connection, channel, consumer))
+}
+
+/// What comes first: the value, or `None` for the stop.
+async fn until<T>(stop: &CancellationToken, value: impl Future<Output = T>) -> Option<T> {
+    stop.run_until_cancelled(value).await
+}
+
+/// The first delivery and whatever else is at hand, as far as there are free slots: what is claimed is
+/// under way at once, and no lease runs out in a queue.
+fn gather(
+    worker: &Worker,
+    first: Delivery,
+    slot: OwnedSemaphorePermit,
+    consumer: &mut Consumer,
+) -> Result<(Vec<Delivery>, Vec<OwnedSemaphorePermit>), ConsumeError> {
+    let (mut batch, mut slots) = (vec![first], vec![slot]);
+    while batch.len() < CLAIM_BATCH {
+        let Ok(slot) = Arc::clone(&worker.slots).try_acquire_owned() else { break };
+        match consumer.next().now_or_never() {
+            Some(Some(delivery)) => batch.push(delivery?),
+            Some(None) => return Err(ConsumeError::Ended),
+            None => break,
+        }
+        slots.push(slot);
+    }
+    Ok((batch, slots))
+}
+
+/// Claims the batch, starts the deliveries, and answers for the rest.
+async fn process(
+    worker: &Arc<Worker>,
+    batch: Vec<Delivery>,
+    mut slots: Vec<OwnedSemaphorePermit>,
+    stop: &CancellationToken,
+) {
+    let mut received = read(batch).await;
+    let messages: Vec<Message> = received.iter().map(|it| it.message.clone()).collect();
+    let lease = worker.config.delivery.lease();
+    let claim = || claim::claim(&worker.pool, &messages, &worker.name, lease);
+    let Some(claimed) = patiently(stop, claim).await else {
+        release_all(received).await;
+        return;
+    };
+    metrics::histogram!("outhook_worker_claim_batch_size").record(u32::try_from(received.len()).unwrap_or(u32::MAX));
+    for job in claimed {
+        let slot = slots.pop().expect("a slot was taken for each delivery");
+        // The claim raised the attempt by one; a stale message of the same job is not the one.
+        let position =
+            received.iter().position(|it| (it.message.job_id, it.message.attempt + 1) == (job.job_id, job.attempt));
+        let received = received.swap_remove(position.expect("only what was asked for is claimed"));
+        start(worker, job, received, slot);
+    }
+    refuse(worker, received, stop).await;
+}
+
+/// Decodes the batch; what cannot be read is dead-lettered.
+async fn read(batch: Vec<Delivery>) -> Vec<Received> {
+    let mut received = Vec::with_capacity(batch.len());
+    for delivery in batch {
+        match Message::decode(&delivery.data) {
+            Ok(message) => received.push(Received { message, delivery }),
+            Err(error) => {
+                warn!(%error, "poison: a message that cannot be read goes to the dead-letter queue");
+                metrics::counter!("outhook_worker_poison_total").increment(1);
+                answered(delivery.acker.reject(BasicRejectOptions { requeue: false }).await);
+            }
+        }
+    }
+    received
+}
+
+fn start(worker: &Arc<Worker>, job: Claimed, received: Received, slot: OwnedSemaphorePermit) {
+    let worker = Arc::clone(worker);
+    worker.deliveries.clone().spawn(async move {
+        let done = deliver(&worker, job, received.message.traceparent).await;
+        drop(slot);
+        if done {
+            ack(&received.delivery).await;
+        }
+    });
+}
+
+/// Answers for messages whose jobs were not free: duplicates and stale ones are dropped, and lost
+/// workers are found.
+async fn refuse(worker: &Arc<Worker>, refused: Vec<Received>, stop: &CancellationToken) {
+    if refused.is_empty() {
+        return;
+    }
+    metrics::counter!("outhook_worker_refused_total").increment(refused.len() as u64);
+    let job_ids: Vec<Uuid> = refused.iter().map(|it| it.message.job_id).collect();
+    let Some(standings) = patiently(stop, || claim::look_up(&worker.pool, &job_ids)).await else {
+        release_all(refused).await;
+        return;
+    };
+    let (lost, held): (Vec<Standing>, Vec<Standing>) =
+        standings.into_iter().filter(|it| it.status == Status::Processing).partition(|it| it.lease_expired);
+    let held: Vec<Uuid> = held.into_iter().map(|it| it.job_id).collect();
+    if !held.is_empty() && patiently(stop, || claim::ring_at_lease_end(&worker.pool, &held)).await.is_none() {
+        release_all(refused).await;
+        return;
+    }
+    // By job: the messages of one that is lost are acked after its settlement, the others now.
+    let mut lost: HashMap<Uuid, Standing> = lost.into_iter().map(|it| (it.job_id, it)).collect();
+    for received in refused {
+        let standing = lost.remove(&received.message.job_id);
+        let worker = Arc::clone(worker);
+        worker.deliveries.clone().spawn(async move {
+            let recorded = match standing {
+                Some(standing) => take_over(&worker, &standing).await,
+                None => true,
+            };
+            if recorded {
+                ack(&received.delivery).await;
+            }
+        });
+    }
+}
+
+/// Records the attempt of a lost worker as unknown; its job is due again with that, or at its end.
+/// Returns whether that is done.
+async fn take_over(worker: &Worker, standing: &Standing) -> bool {
+    let settlement = settlement_of_lost(standing, &worker.config.retry);
+    let recorded = worker.settler.record(settlement).await;
+    warn!(
+        job_id = %standing.job_id,
+        attempt = standing.attempt,
+        lost_worker = standing.claimed_by,
+        ?recorded,
+        "took over: the lease ended without a record"
+    );
+    metrics::counter!("outhook_worker_takeovers_total").increment(1);
+    recorded.is_ok()
+}
+
+/// Repeats a statement until the database answers, or the stop.
+async fn patiently<T, Statement>(stop: &CancellationToken, statement: impl Fn() -> Statement) -> Option<T>
+where
+    Statement: Future<Output = Result<T, sqlx::Error>>,
+{
+    let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
+    loop {
+        match statement().await {
+            Ok(value) => return Some(value),
+            Err(error) => warn!(%error, "cannot claim; trying again"),
+        }
+        until(stop, sleep(backoff.next_wait())).await?;
+    }
+}
+
+async fn ack(delivery: &Delivery) {
+    answered(delivery.acker.ack(BasicAckOptions::default()).await);
+}
+
+/// Gives back a message that was not looked at.
+async fn release(delivery: Delivery) {
+    answered(delivery.acker.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() }).await);
+}
+
+async fn release_all(received: Vec<Received>) {
+    for it in received {
+        release(it.delivery).await;
+    }
+}
+
+/// An answer that did not reach the broker means that the message comes again, and its claim is refused.
+fn answered(sent: Result<bool, lapin::Error>) {
+    if !matches!(sent, Ok(true)) {
+        debug!(?sent, "RabbitMQ did not get the answer for a message");
+    }
+}
+
+/// Stops the flow of messages and gives back those that were handed out ahead, for other workers.
+async fn release_rest(channel: &Channel, mut consumer: Consumer) {
+    let cancelled = channel.basic_cancel(CONSUMER_TAG.into(), BasicCancelOptions::default());
+    if let Err(error) = within("the cancel", cancelled).await {
+        debug!(%error, "could not cancel the consumer; its messages come back with the connection's end");
+        return;
+    }
+    // Everything that was sent before the answer is at hand.
+    while let Some(Some(Ok(delivery))) = consumer.next().now_or_never() {
+        release(delivery).await;
+    }
+}

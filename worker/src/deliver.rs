@@ -1,0 +1,67 @@
+//! One attempt, from its claim to its record.
+
+use std::time::{Duration, Instant};
+
+use outbox::claim::Claimed;
+use outbox::clock;
+use outbox::job::Status;
+use outbox::settle::Settlement;
+use tracing::info;
+
+use crate::Worker;
+use crate::outcome::{self, Exchange};
+use crate::sender::SendError;
+use crate::settler::Recorded;
+
+/// Delivers a claimed job once and records what happened. Returns whether its message is done with:
+/// `false` leaves it to RabbitMQ, to be handed out again.
+pub(crate) async fn deliver(worker: &Worker, job: Claimed, traceparent: Option<String>) -> bool {
+    let (exchange, duration) = exchange(worker, &job, traceparent.as_deref()).await;
+    let settlement = settlement(worker, &job, &exchange, duration);
+    let (status, error) = (settlement.status, settlement.error.clone());
+    let recorded = worker.settler.record(settlement).await;
+    log(&job, &exchange, duration, status, &error, recorded.ok());
+    // After the commit, or when there is nothing of ours to commit.
+    recorded.is_ok()
+}
+
+/// Guards the target, signs and posts.
+async fn exchange(worker: &Worker, job: &Claimed, traceparent: Option<&str>) -> (Exchange, Duration) {
+    let started = Instant::now();
+    let exchange = tokio::select! {
+        exchange = worker.sender.post(job, traceparent, clock::now()) => exchange,
+        () = worker.abort.cancelled() => Err(SendError::Stopped),
+    };
+    (exchange, started.elapsed())
+}
+
+fn settlement(worker: &Worker, job: &Claimed, exchange: &Exchange, duration: Duration) -> Settlement {
+    outcome::settlement(job, &worker.name, exchange, duration, &worker.config.retry, clock::now(), rand::random())
+}
+
+/// The one line an attempt, with neither payload nor URL, and its metrics.
+fn log(
+    job: &Claimed,
+    exchange: &Exchange,
+    duration: Duration,
+    status: Status,
+    error: &str,
+    recorded: Option<Recorded>,
+) {
+    let outcome = match recorded {
+        Some(Recorded::Written) => status.as_str(),
+        Some(Recorded::LeaseLost) => "lease_lost",
+        Some(Recorded::Rejected) | None => "not_recorded",
+    };
+    info!(
+        job_id = %job.job_id,
+        attempt = job.attempt,
+        http_status = exchange.as_ref().ok().map(|answer| answer.status),
+        duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
+        error,
+        outcome,
+        "attempt"
+    );
+    metrics::counter!("outhook_worker_attempts_total", "outcome" => outcome).increment(1);
+    metrics::histogram!("outhook_worker_request_seconds").record(duration);
+}

@@ -1,0 +1,116 @@
+//! The worker: claims jobs as their messages come, delivers them and records what happened.
+//!
+//! consume → claim → guard the target → sign → POST → classify → settle → ack after the commit. The
+//! transactions are short and nothing is held over the request but a lease, which outlasts it.
+
+mod config;
+mod consumer;
+mod deliver;
+mod outcome;
+mod sender;
+mod settler;
+mod signature;
+mod target_guard;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use outbox::backoff::Backoff;
+use outbox::notify::Notifier;
+use sqlx::PgPool;
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+pub use config::Config;
+
+use crate::consumer::Stopped;
+use crate::sender::Sender;
+use crate::settler::Settler;
+
+/// Connections to Postgres: one for claims, two for settlements, one for what was refused.
+const DATABASE_CONNECTIONS: u32 = 4;
+
+/// A pool that is exhausted for longer is as good as a database that is away.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Kept of the shutdown's time, to record the attempts whose answers did not come.
+const SETTLE_TIME: Duration = Duration::from_secs(2);
+
+/// What a worker's tasks share.
+pub(crate) struct Worker {
+    /// Unique among all workers: shown in `webhook_jobs.claimed_by`.
+    name: String,
+    config: Config,
+    pool: PgPool,
+    sender: Sender,
+    settler: Settler,
+    /// A slot for each request under way.
+    slots: Arc<Semaphore>,
+    /// The deliveries under way.
+    deliveries: TaskTracker,
+    /// Ends the requests under way.
+    abort: CancellationToken,
+}
+
+impl Worker {
+    fn start(config: Config) -> anyhow::Result<Arc<Self>> {
+        let pool = config.database.pool("outhook-worker", DATABASE_CONNECTIONS, ACQUIRE_TIMEOUT);
+        let notifier = Notifier::start(config.database.pool("outhook-worker notify", 1, ACQUIRE_TIMEOUT));
+        let hostname = whoami::hostname().unwrap_or_else(|_| "worker".to_owned());
+        Ok(Arc::new(Self {
+            name: format!("{hostname}-{:08x}", rand::random::<u32>()),
+            sender: Sender::new(&config.delivery, config.targets.clone())?,
+            settler: Settler::start(pool.clone(), notifier, config.delivery.prefetch().into()),
+            slots: Arc::new(Semaphore::new(config.delivery.worker_concurrency.into())),
+            pool,
+            deliveries: TaskTracker::new(),
+            abort: CancellationToken::new(),
+            config,
+        }))
+    }
+
+    /// Waits for the deliveries under way; those that do not end in time are recorded as unknown.
+    async fn drain(&self) {
+        self.deliveries.close();
+        let limit = self.config.shutdown.timeout();
+        let settle_time = SETTLE_TIME.min(limit / 2);
+        if timeout(limit.saturating_sub(settle_time), self.deliveries.wait()).await.is_err() {
+            warn!(deliveries = self.deliveries.len(), "giving up on answers that do not come");
+            self.abort.cancel();
+            let _ = timeout(settle_time, self.deliveries.wait()).await;
+        }
+        // What is left was not recorded: its lease ends, and another worker records it as unknown.
+        info!(left = self.deliveries.len(), "stopped");
+    }
+}
+
+/// Delivers until `stop`, then finishes what is under way.
+///
+/// # Errors
+/// The database's schema is not the one of this build.
+pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
+    config.database.require_schema("outhook-worker", &stop).await?;
+    let worker = Worker::start(config)?;
+    let mut backoff = Backoff::reconnect();
+    while !stop.is_cancelled() {
+        match consumer::consume(&worker, &stop, &mut backoff).await {
+            Ok(Stopped { connection }) => {
+                worker.drain().await;
+                // The last acks went out; RabbitMQ hands on whatever is left.
+                let _ = timeout(SETTLE_TIME, connection.close(200, "bye".into())).await;
+                return Ok(());
+            }
+            Err(lost) => warn!(error = %lost, "not consuming; deliveries under way go on"),
+        }
+        metrics::counter!("outhook_worker_reconnects_total").increment(1);
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = sleep(backoff.next_wait()) => {}
+        }
+    }
+    worker.drain().await;
+    Ok(())
+}

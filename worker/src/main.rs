@@ -1,0 +1,21 @@
+//! `outhook-worker`: delivers webhooks.
+
+use std::process::ExitCode;
+
+use outbox::{env, shutdown, telemetry};
+use outhook_worker::Config;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let config: Config = env::read();
+    telemetry::start_logging(&config.log);
+    env::exit_code::<Config>(run(config).await)
+}
+
+async fn run(config: Config) -> anyhow::Result<()> {
+    // For the HTTP client, which brings none of its own.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let stop = shutdown::listen()?;
+    telemetry::start_metrics(&config.metrics).await?;
+    outhook_worker::run(config, stop).await
+}

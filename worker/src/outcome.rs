@@ -1,0 +1,221 @@
+//! What an attempt means for its job. Pure.
+
+use std::time::Duration;
+
+use outbox::claim::{Claimed, Standing};
+use outbox::job::{Outcome, Status, Verdict};
+use outbox::retry::RetryPolicy;
+use outbox::settle::Settlement;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc2822;
+
+use crate::sender::{Answer, SendError};
+
+/// What came of a request.
+pub(crate) type Exchange = Result<Answer, SendError>;
+
+/// Only 2xx is success. 410 says that the endpoint is gone (Standard Webhooks), and a refused target
+/// stays refused; anything else may work next time.
+pub(crate) const fn verdict(exchange: &Exchange) -> Verdict {
+    match exchange {
+        Ok(Answer { status: 200..=299, .. }) => Verdict::Success,
+        Ok(Answer { status: 410, .. }) | Err(SendError::Target(_) | SendError::Headers) => Verdict::GiveUp,
+        Ok(_) | Err(_) => Verdict::TryAgain,
+    }
+}
+
+/// The record of an attempt that this worker made.
+///
+/// `random` is from 0 up to but not including 1; `now` is the time that a date in Retry-After counts from.
+pub(crate) fn settlement(
+    job: &Claimed,
+    worker: &str,
+    exchange: &Exchange,
+    duration: Duration,
+    policy: &RetryPolicy,
+    now: OffsetDateTime,
+    random: f64,
+) -> Settlement {
+    let status = after(verdict(exchange), job.retry_count, job.max_attempts, policy);
+    let (status_code, excerpt, retry_after) = match exchange {
+        Ok(answer) => (Some(answer.status.into()), answer.excerpt.clone(), answer.retry_after.as_deref()),
+        Err(_) => (None, String::new(), None),
+    };
+    let failed_attempts = job.retry_count.cast_unsigned() + 1;
+    Settlement {
+        job_id: job.job_id,
+        attempt: job.attempt,
+        status,
+        retry_in: policy.delay(failed_attempts, retry_after.and_then(|text| parse_retry_after(text, now)), random),
+        worker: worker.to_owned(),
+        started_at: job.started_at,
+        duration_ms: Some(i32::try_from(duration.as_millis()).unwrap_or(i32::MAX)),
+        status_code,
+        outcome: match exchange {
+            Ok(_) if status == Status::Success => Outcome::Success,
+            // It was sent, and nobody heard the answer.
+            Err(SendError::Stopped) => Outcome::Unknown,
+            _ => Outcome::Failed,
+        },
+        error: error_text(exchange),
+        response_excerpt: excerpt,
+    }
+}
+
+/// The record of an attempt whose worker was lost, on its behalf: nobody knows whether the receiver has
+/// it. It counts, so that a job that kills its worker comes to an end. The lease was wait enough.
+pub(crate) fn settlement_of_lost(standing: &Standing, policy: &RetryPolicy) -> Settlement {
+    Settlement {
+        job_id: standing.job_id,
+        attempt: standing.attempt,
+        status: after(Verdict::TryAgain, standing.retry_count, standing.max_attempts, policy),
+        retry_in: Duration::ZERO,
+        worker: standing.claimed_by.clone(),
+        started_at: standing.started_at,
+        duration_ms: None,
+        status_code: None,
+        outcome: Outcome::Unknown,
+        error: format!("attempt {} has no outcome: its worker was lost", standing.attempt),
+        response_excerpt: String::new(),
+    }
+}
+
+fn after(verdict: Verdict, retry_count: i32, max_attempts: Option<i32>, policy: &RetryPolicy) -> Status {
+    let max_attempts = max_attempts.map_or(policy.max_retries, i32::cast_unsigned);
+    Status::after_attempt(verdict, retry_count.cast_unsigned(), max_attempts)
+}
+
+fn error_text(exchange: &Exchange) -> String {
+    match exchange {
+        Ok(Answer { status: 200..=299, .. }) => String::new(),
+        Ok(Answer { status: 300..=399, .. }) => format!("{}: redirects are not followed", http(exchange)),
+        Ok(Answer { status: 410, .. }) => format!("{}: the endpoint is gone", http(exchange)),
+        Ok(_) => http(exchange),
+        Err(error) => error.to_string(),
+    }
+}
+
+fn http(exchange: &Exchange) -> String {
+    exchange.as_ref().map(|answer| format!("HTTP {}", answer.status)).unwrap_or_default()
+}
+
+/// Seconds, or an HTTP date (RFC 9110, section 10.2.3). Garbage and the past are no wish at all; the
+/// retry policy bounds the rest.
+fn parse_retry_after(text: &str, now: OffsetDateTime) -> Option<Duration> {
+    let text = text.trim();
+    if let Ok(seconds) = text.parse::<u32>() {
+        return Some(Duration::from_secs(seconds.into()));
+    }
+    let date = OffsetDateTime::parse(text, &Rfc2822).ok()?;
+    Duration::try_from(date - now).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use outbox::target::TargetError;
+    use time::macros::datetime;
+    use uuid::Uuid;
+
+    use super::*;
+
+    const NOW: OffsetDateTime = datetime!(2026-01-01 12:00 UTC);
+
+    fn policy() -> RetryPolicy {
+        RetryPolicy { max_retries: 3, backoff_base_ms: 1_000, backoff_max_sec: 60, retry_after_max_sec: 100 }
+    }
+
+    fn job(retry_count: i32, max_attempts: Option<i32>) -> Claimed {
+        Claimed {
+            job_id: Uuid::nil(),
+            attempt: retry_count + 1,
+            retry_count,
+            max_attempts,
+            client_url: String::new(),
+            payload: String::new(),
+            headers: serde_json::json!({}),
+            started_at: NOW,
+            created_at: NOW,
+        }
+    }
+
+    fn answer(status: u16) -> Exchange {
+        Ok(Answer { status, retry_after: None, excerpt: "body".to_owned() })
+    }
+
+    fn settle(job: &Claimed, exchange: &Exchange) -> Settlement {
+        settlement(job, "w", exchange, Duration::from_millis(12), &policy(), NOW, 0.5)
+    }
+
+    #[test]
+    fn each_answer_has_its_meaning() {
+        let refused = Err(SendError::Target(TargetError::PrivateNetwork));
+        for (exchange, status, outcome, error) in [
+            (answer(200), Status::Success, Outcome::Success, ""),
+            (answer(299), Status::Success, Outcome::Success, ""),
+            (answer(301), Status::Pending, Outcome::Failed, "HTTP 301: redirects are not followed"),
+            (answer(404), Status::Pending, Outcome::Failed, "HTTP 404"),
+            (answer(410), Status::Failed, Outcome::Failed, "HTTP 410: the endpoint is gone"),
+            (answer(500), Status::Pending, Outcome::Failed, "HTTP 500"),
+            (answer(999), Status::Pending, Outcome::Failed, "HTTP 999"),
+            (Err(SendError::Timeout(10)), Status::Pending, Outcome::Failed, "no answer within 10 s"),
+            (Err(SendError::Stopped), Status::Pending, Outcome::Unknown, "the worker stopped before the answer came"),
+            (
+                refused,
+                Status::Failed,
+                Outcome::Failed,
+                "target refused: the target is in a network that is not public and not allowed by ALLOW_NETWORKS",
+            ),
+        ] {
+            let settlement = settle(&job(0, None), &exchange);
+            assert_eq!((settlement.status, settlement.outcome), (status, outcome), "{exchange:?}");
+            assert_eq!(settlement.error, error);
+        }
+    }
+
+    #[test]
+    fn the_last_attempt_fails_the_job() {
+        assert_eq!(settle(&job(1, None), &answer(500)).status, Status::Pending);
+        assert_eq!(settle(&job(2, None), &answer(500)).status, Status::Failed);
+        assert_eq!(settle(&job(2, Some(4)), &answer(500)).status, Status::Pending, "its own limit counts");
+        assert_eq!(settle(&job(0, Some(1)), &answer(500)).status, Status::Failed);
+    }
+
+    #[test]
+    fn a_lost_attempt_counts_and_is_tried_again_at_once() {
+        let standing = |retry_count| Standing {
+            job_id: Uuid::nil(),
+            status: Status::Processing,
+            attempt: 3,
+            retry_count,
+            max_attempts: None,
+            claimed_by: "w".to_owned(),
+            started_at: NOW,
+            lease_expired: true,
+        };
+        let lost = settlement_of_lost(&standing(0), &policy());
+        assert_eq!((lost.status, lost.outcome, lost.retry_in), (Status::Pending, Outcome::Unknown, Duration::ZERO));
+        assert_eq!(settlement_of_lost(&standing(2), &policy()).status, Status::Failed);
+    }
+
+    #[test]
+    fn retry_after_is_read_in_both_forms_and_garbage_is_ignored() {
+        let seconds = |text| parse_retry_after(text, NOW).map(|wait| wait.as_secs());
+        assert_eq!(seconds("120"), Some(120));
+        assert_eq!(seconds("Thu, 01 Jan 2026 12:00:30 GMT"), Some(30));
+        for ignored in ["-1", "soon", "", "1e9", "99999999999", "Thu, 01 Jan 2026 11:00:00 GMT"] {
+            assert_eq!(seconds(ignored), None, "{ignored}");
+        }
+    }
+
+    #[test]
+    fn the_wait_is_the_jittered_backoff_or_what_the_receiver_asks_for() {
+        assert_eq!(settle(&job(0, None), &answer(500)).retry_in, Duration::from_millis(500));
+        assert_eq!(settle(&job(1, None), &answer(500)).retry_in, Duration::from_secs(1));
+        let asked = |text: &str| {
+            let answer = Answer { status: 503, retry_after: Some(text.to_owned()), excerpt: String::new() };
+            settle(&job(0, None), &Ok(answer)).retry_in.as_secs()
+        };
+        assert_eq!(asked("30"), 30);
+        assert_eq!(asked("1000000"), 100, "clamped");
+    }
+}

@@ -1,0 +1,232 @@
+//! One HTTP request, bounded in every way.
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Duration;
+
+use outbox::claim::Claimed;
+use outbox::target::{TargetError, TargetPolicy};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use reqwest::redirect::Policy;
+use reqwest::{Client, Response};
+use time::OffsetDateTime;
+use tokio::time::{Instant, timeout_at};
+use url::Url;
+
+use crate::config::DeliveryConfig;
+use crate::signature::SigningKeys;
+use crate::target_guard::{GuardedResolver, NotResolved};
+
+/// A connection that is not used for this long is closed.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The status is known once the headers are there; a body is waited for no longer than this.
+const BODY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What the receiver answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Answer {
+    /// HTTP status.
+    pub status: u16,
+    /// The Retry-After header as it came.
+    pub retry_after: Option<String>,
+    /// Beginning of the body, made safe for text.
+    pub excerpt: String,
+}
+
+/// Why there is no answer. Shown in psql: it names neither the URL nor an address.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum SendError {
+    /// The URL may not be delivered to. Nothing was sent.
+    #[error("target refused: {0}")]
+    Target(#[from] TargetError),
+    /// The job's headers are no HTTP headers. Nothing was sent.
+    #[error("the job's headers cannot be sent")]
+    Headers,
+    /// The name does not resolve, perhaps only now.
+    #[error("{0}")]
+    Name(String),
+    /// No connection.
+    #[error("cannot connect: {0}")]
+    Connect(String),
+    /// The total time-out.
+    #[error("no answer within {0} s")]
+    Timeout(u64),
+    /// Anything after the connection was there.
+    #[error("the request failed: {0}")]
+    Request(String),
+    /// The worker is going down.
+    #[error("the worker stopped before the answer came")]
+    Stopped,
+}
+
+pub(crate) struct Sender {
+    client: Client,
+    policy: TargetPolicy,
+    keys: Option<SigningKeys>,
+    timeout: Duration,
+    excerpt_bytes: usize,
+}
+
+impl Sender {
+    pub(crate) fn new(config: &DeliveryConfig, policy: TargetPolicy) -> Result<Self, reqwest::Error> {
+        let client = Client::builder()
+            .user_agent(concat!("outhook/", env!("CARGO_PKG_VERSION")))
+            .dns_resolver(Arc::new(GuardedResolver::new(policy.clone())))
+            // A redirect or a proxy would lead past the guard; an attempt is one request.
+            .redirect(Policy::none())
+            .no_proxy()
+            .retry(reqwest::retry::never())
+            .referer(false)
+            .connect_timeout(config.timeout())
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .pool_max_idle_per_host(config.worker_concurrency.into())
+            .build()?;
+        Ok(Self {
+            client,
+            policy,
+            keys: config.webhook_signing_secret.clone(),
+            timeout: config.timeout(),
+            excerpt_bytes: config.response_excerpt_bytes as usize,
+        })
+    }
+
+    /// Posts the job's payload, once. Takes no longer than the total time-out.
+    pub(crate) async fn post(
+        &self,
+        job: &Claimed,
+        traceparent: Option<&str>,
+        now: OffsetDateTime,
+    ) -> Result<Answer, SendError> {
+        let url = self.policy.check_url(&job.client_url)?;
+        let headers = self.headers(job, traceparent, now)?;
+        let deadline = Instant::now() + self.timeout;
+        let answer = timeout_at(deadline, self.exchange(url, headers, job.payload.clone(), deadline));
+        answer.await.map_err(|_| SendError::Timeout(self.timeout.as_secs()))?
+    }
+
+    async fn exchange(
+        &self,
+        url: Url,
+        headers: HeaderMap,
+        payload: String,
+        deadline: Instant,
+    ) -> Result<Answer, SendError> {
+        let response = self.client.post(url).headers(headers).body(payload).send().await.map_err(describe)?;
+        // The guard has checked what was connected to; should it ever be got round, it shows here.
+        if let Some(peer) = response.remote_addr() {
+            self.policy.check_address(peer.ip())?;
+        }
+        let status = response.status().as_u16();
+        let retry_after = response.headers().get(RETRY_AFTER);
+        let retry_after = retry_after.and_then(|value| value.to_str().ok()).map(ToOwned::to_owned);
+        let body_deadline = deadline.min(Instant::now() + BODY_TIMEOUT);
+        let excerpt = read_excerpt(response, self.excerpt_bytes, body_deadline).await;
+        Ok(Answer { status, retry_after, excerpt })
+    }
+
+    fn headers(&self, job: &Claimed, traceparent: Option<&str>, now: OffsetDateTime) -> Result<HeaderMap, SendError> {
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        for (name, value) in job.headers.as_object().ok_or(SendError::Headers)? {
+            let name = HeaderName::try_from(name).map_err(|_| SendError::Headers)?;
+            let value = value.as_str().and_then(|value| HeaderValue::try_from(value).ok());
+            headers.insert(name, value.ok_or(SendError::Headers)?);
+        }
+        // Ours last: a job's own headers never replace them.
+        let id = job.job_id.to_string();
+        let mut insert = |name: &'static str, value: &str| {
+            headers.insert(name, HeaderValue::try_from(value).expect("ids, numbers and base64 are header values"));
+        };
+        insert("x-webhook-job-id", &id);
+        insert("x-webhook-attempt", &job.attempt.to_string());
+        insert("traceparent", &child_of(traceparent, job));
+        if let Some(keys) = &self.keys {
+            let timestamp = now.unix_timestamp();
+            insert("webhook-id", &id);
+            insert("webhook-timestamp", &timestamp.to_string());
+            insert("webhook-signature", &keys.sign(&id, timestamp, job.payload.as_bytes()));
+        }
+        Ok(headers)
+    }
+}
+
+/// The attempt's trace context (W3C Trace Context, level 1): the accepting request's trace, or else one
+/// that bears the job's id; the attempt is a span of its own in it.
+fn child_of(traceparent: Option<&str>, job: &Claimed) -> String {
+    let hex = |text: &str, length| text.len() == length && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let parts: Option<Vec<&str>> = traceparent.map(|parent| parent.split('-').collect());
+    let (trace, flags) = match parts.as_deref() {
+        Some([_, trace, _, flags]) if hex(trace, 32) && hex(flags, 2) => ((*trace).to_owned(), (*flags).to_owned()),
+        _ => (job.job_id.simple().to_string(), "00".to_owned()),
+    };
+    // A span id must not be zero.
+    let span = rand::random_range(1..=u64::MAX);
+    format!("00-{trace}-{span:016x}-{flags}")
+}
+
+/// Reads up to `limit` bytes and drops the rest. Whatever goes wrong here, the status stands.
+async fn read_excerpt(mut response: Response, limit: usize, deadline: Instant) -> String {
+    let mut bytes = Vec::new();
+    while bytes.len() <= limit {
+        match timeout_at(deadline, response.chunk()).await {
+            Ok(Ok(Some(chunk))) => bytes.extend_from_slice(&chunk[..chunk.len().min(limit + 1 - bytes.len())]),
+            _ => break,
+        }
+    }
+    bytes.truncate(limit);
+    // Postgres text holds no U+0000.
+    String::from_utf8_lossy(&bytes).replace('\0', "\u{fffd}")
+}
+
+/// What went wrong, without the URL and the address in reqwest's own text.
+fn describe(error: reqwest::Error) -> SendError {
+    let mut causes = std::iter::successors(error.source(), |&cause| cause.source());
+    if let Some(refused) = causes.clone().find_map(|cause| cause.downcast_ref::<TargetError>()) {
+        return SendError::Target(refused.clone());
+    }
+    if let Some(unresolved) = causes.clone().find_map(|cause| cause.downcast_ref::<NotResolved>()) {
+        return SendError::Name(unresolved.to_string());
+    }
+    let io = causes.clone().find_map(|cause| cause.downcast_ref::<std::io::Error>()).map(|io| io.kind().to_string());
+    let root = io.or_else(|| causes.by_ref().last().map(ToString::to_string)).unwrap_or_default();
+    if error.is_connect() { SendError::Connect(root) } else { SendError::Request(root) }
+}
+
+#[cfg(test)]
+mod tests {
+    use outbox::clock;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn job() -> Claimed {
+        Claimed {
+            job_id: Uuid::from_u128(0xabc),
+            attempt: 1,
+            retry_count: 0,
+            max_attempts: None,
+            client_url: String::new(),
+            payload: String::new(),
+            headers: serde_json::json!({}),
+            started_at: clock::now(),
+            created_at: clock::now(),
+        }
+    }
+
+    #[test]
+    fn an_attempt_is_a_span_of_the_callers_trace() {
+        let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let child = child_of(Some(parent), &job());
+        assert!(child.starts_with("00-4bf92f3577b34da6a3ce929d0e0e4736-"), "{child}");
+        assert!(child.ends_with("-01") && child.len() == parent.len() && child != parent, "{child}");
+    }
+
+    #[test]
+    fn without_a_caller_the_trace_bears_the_jobs_id() {
+        for parent in [None, Some("garbage"), Some("00-xyz-1-01"), Some("00-\r\n-1-01")] {
+            let child = child_of(parent, &job());
+            assert!(child.starts_with("00-00000000000000000000000000000abc-"), "{child}");
+        }
+    }
+}
