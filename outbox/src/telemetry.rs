@@ -2,6 +2,7 @@
 
 use std::io::IsTerminal;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
@@ -58,6 +59,9 @@ pub struct MetricsConfig {
 /// Upper bounds of the histograms' buckets, in seconds: from one commit to the longest time-out.
 const SECONDS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
+/// How often samples are folded into their buckets; the exporter's own default.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
+
 /// Upper bounds of the buckets of batch sizes.
 const BATCH: [f64; 9] = [1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0];
 
@@ -82,7 +86,9 @@ pub async fn start_metrics(config: &MetricsConfig) -> Result<PrometheusHandle, M
         .set_buckets_for_metric(Suffix("_seconds".to_owned()), &SECONDS)?
         .set_buckets_for_metric(Suffix("_batch_size".to_owned()), &BATCH)?;
     let Some(address) = config.metrics_addr else {
-        return Ok(builder.install_recorder()?);
+        let handle = builder.install_recorder()?;
+        tokio::spawn(keep_up(handle.clone()));
+        return Ok(handle);
     };
     // The listener binds late, inside its task: look first, so that a taken port stops the start.
     drop(TcpListener::bind(address).await.map_err(|error| MetricsError::Listen(address, error))?);
@@ -91,4 +97,12 @@ pub async fn start_metrics(config: &MetricsConfig) -> Result<PrometheusHandle, M
     metrics::set_global_recorder(recorder).expect("metrics are started once");
     tokio::spawn(serve);
     Ok(handle)
+}
+
+/// Folds samples into their buckets; nobody may ever ask for the metrics, and they must not pile up.
+async fn keep_up(handle: PrometheusHandle) {
+    loop {
+        tokio::time::sleep(UPKEEP_INTERVAL).await;
+        handle.run_upkeep();
+    }
 }
