@@ -34,6 +34,8 @@ pub(crate) enum ApiError {
     Overloaded,
     /// Postgres is away or full. Whether the job was stored is not known.
     Unavailable,
+    /// Postgres is away, and the request only wanted to read.
+    Unreadable,
 }
 
 impl ApiError {
@@ -51,7 +53,7 @@ impl ApiError {
             Self::UnsupportedMediaType(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
             Self::InvalidField(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_field"),
             Self::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "overloaded"),
-            Self::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+            Self::Unavailable | Self::Unreadable => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
         }
     }
 
@@ -71,6 +73,7 @@ impl ApiError {
             Self::Unavailable => {
                 "the job may or may not be stored; send it again with the same Idempotency-Key".to_owned()
             }
+            Self::Unreadable => "the database does not answer; try again".to_owned(),
         }
     }
 }

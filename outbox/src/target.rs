@@ -19,12 +19,18 @@ pub const MAX_URL_BYTES: usize = 2_048;
 #[command(next_help_heading = "Targets")]
 pub struct TargetPolicy {
     /// Networks that may be delivered to although they are not public, as CIDRs separated by commas.
-    #[arg(long, env, value_delimiter = ',', value_parser = network)]
-    allow_networks: Vec<IpNet>,
+    #[arg(long, env, default_value = "", hide_default_value = true, value_parser = networks)]
+    allow_networks: Networks,
 }
 
-fn network(text: &str) -> Result<IpNet, String> {
-    text.trim().parse().map_err(|_| "each must be a network like 10.0.0.0/8 or fd00::/8".to_owned())
+/// Networks as they are configured.
+#[derive(Clone, Debug, Default)]
+pub struct Networks(Vec<IpNet>);
+
+fn networks(text: &str) -> Result<Networks, String> {
+    let networks = text.split(',').map(str::trim).filter(|network| !network.is_empty());
+    let networks: Result<_, _> = networks.map(str::parse).collect();
+    networks.map(Networks).map_err(|_| "each must be a network like 10.0.0.0/8 or fd00::/8".to_owned())
 }
 
 /// Why a URL may not be delivered to.
@@ -57,7 +63,7 @@ impl TargetPolicy {
     /// A policy that allows these networks besides the public ones.
     #[must_use]
     pub const fn allowing(allow_networks: Vec<IpNet>) -> Self {
-        Self { allow_networks }
+        Self { allow_networks: Networks(allow_networks) }
     }
 
     /// Parses a URL and judges all that can be judged without resolving its name.
@@ -117,7 +123,7 @@ impl TargetPolicy {
     pub fn check_address(&self, address: IpAddr) -> Result<(), TargetError> {
         // An IPv4 address in IPv6 clothes is judged as what it reaches.
         let address = address.to_canonical();
-        if is_public(address) || self.allow_networks.iter().any(|network| network.contains(&address)) {
+        if is_public(address) || self.allow_networks.0.iter().any(|network| network.contains(&address)) {
             Ok(())
         } else {
             Err(TargetError::PrivateNetwork)
@@ -178,6 +184,14 @@ const NOT_PUBLIC_V6: [Ipv6Net; 4] = [v6(0x2001, 0, 23), v6(0x2001, 0x0db8, 32), 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn networks_are_read_as_a_list_that_may_be_empty() {
+        for (text, count) in [("", 0), ("10.0.0.0/8", 1), ("10.0.0.0/8, fd00::/8,", 2)] {
+            assert_eq!(networks(text).expect(text).0.len(), count);
+        }
+        assert!(networks("10.0.0.0/8,everything").is_err());
+    }
 
     #[test]
     fn public_targets_are_taken() {

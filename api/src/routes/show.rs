@@ -29,8 +29,8 @@ pub(crate) async fn show(
         r#"-- show_job
         SELECT to_jsonb(job) - 'payload' - 'headers' - 'body_hash' || jsonb_build_object(
             'payload_bytes', octet_length(job.payload),
-            'attempts', coalesce((SELECT jsonb_agg(to_jsonb(attempt) - 'job_id' ORDER BY attempt.attempt)
-                                  FROM webhook_attempts AS attempt WHERE attempt.job_id = job.id), '[]'),
+            'attempts', coalesce((SELECT jsonb_agg(to_jsonb(tried) - 'job_id' ORDER BY tried.attempt)
+                                  FROM webhook_attempts AS tried WHERE tried.job_id = job.id), '[]'),
             'outbox', (SELECT to_jsonb(alarm) FROM outbox AS alarm WHERE alarm.id = job.outbox_id)) AS "job!"
         FROM webhook_jobs AS job WHERE id = $1"#,
         id
@@ -41,7 +41,7 @@ pub(crate) async fn show(
 
 fn unavailable(error: &sqlx::Error) -> ApiError {
     warn!(%error, "a job cannot be read");
-    ApiError::Unavailable
+    ApiError::Unreadable
 }
 
 fn authorize(app: &App, headers: &HeaderMap) -> Result<(), ApiError> {
