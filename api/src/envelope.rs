@@ -1,6 +1,6 @@
 //! What a caller says in the body of `POST /webhooks`, checked field by field.
 
-use axum::http::{HeaderName, HeaderValue};
+use outbox::headers;
 use outbox::target::TargetPolicy;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -14,28 +14,6 @@ use crate::json;
 /// Bounds of the fields, as they are in the database's constraints.
 const MAX_ATTEMPTS: std::ops::RangeInclusive<i64> = 1..=100;
 const MAX_DELAY: Duration = Duration::days(366);
-
-/// Bounds of the extra headers.
-const MAX_HEADERS: usize = 32;
-const MAX_HEADER_BYTES: usize = 8_192;
-
-/// Headers that belong to the connection (RFC 9110, section 7.6.1) or to the sender.
-const RESERVED_HEADERS: [&str; 14] = [
-    "connection",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-    "host",
-    "content-length",
-    "expect",
-    "x-webhook-job-id",
-    "x-webhook-attempt",
-];
 
 /// A request as it is to be stored.
 #[derive(Debug)]
@@ -66,13 +44,22 @@ impl Envelope {
     /// Reads and checks a body. Malformed JSON is one error, a field that cannot be used another.
     pub(crate) fn read(body: &[u8], targets: &TargetPolicy, now: OffsetDateTime) -> Result<Self, ApiError> {
         json::check(body).map_err(|error| ApiError::MalformedJson(error.to_string()))?;
+        // An array would be taken for the fields in their order.
+        if body.trim_ascii_start().first() != Some(&b'{') {
+            return Err(invalid("the body must be an object"));
+        }
         let written: Written = serde_json::from_slice(body).map_err(|error| invalid(error.to_string()))?;
         targets.check_url(&written.client_url).map_err(|error| invalid(format!("client_url: {error}")))?;
+        let headers = written.headers.unwrap_or_default();
+        headers::check(&headers).map_err(|error| invalid(error.to_string()))?;
         Ok(Self {
             payload: payload(written.payload)?,
             client_url: written.client_url,
-            headers: headers(written.headers.unwrap_or_default())?,
-            deliver_at: written.deliver_at.as_deref().map(|text| deliver_at(text, now)).transpose()?,
+            headers,
+            deliver_at: match &written.deliver_at {
+                Some(text) => deliver_at(text, now)?,
+                None => None,
+            },
             max_attempts: written.max_attempts.map(max_attempts).transpose()?,
         })
     }
@@ -97,42 +84,14 @@ fn payload(raw: &RawValue) -> Result<String, ApiError> {
     }
 }
 
-fn headers(headers: Map<String, Value>) -> Result<Map<String, Value>, ApiError> {
-    if headers.len() > MAX_HEADERS {
-        return Err(invalid(format!("headers: there are more than {MAX_HEADERS}")));
-    }
-    let mut names = std::collections::HashSet::new();
-    let mut bytes = 0;
-    for (name, value) in &headers {
-        let value = value.as_str().ok_or_else(|| invalid("headers: every value must be a string"))?;
-        let Ok(known) = HeaderName::try_from(name) else {
-            return Err(invalid("headers: a name is not a header name"));
-        };
-        if HeaderValue::from_str(value).is_err() {
-            return Err(invalid(format!("headers: the value of {known} cannot be sent")));
-        }
-        if RESERVED_HEADERS.contains(&known.as_str()) || known.as_str().starts_with("webhook-") {
-            return Err(invalid(format!("headers: {known} is not the caller's to set")));
-        }
-        bytes += name.len() + value.len();
-        if !names.insert(known) {
-            return Err(invalid("headers: a name stands there twice"));
-        }
-    }
-    if bytes > MAX_HEADER_BYTES {
-        return Err(invalid(format!("headers: they are longer than {MAX_HEADER_BYTES} bytes")));
-    }
-    Ok(headers)
-}
-
-fn deliver_at(text: &str, now: OffsetDateTime) -> Result<OffsetDateTime, ApiError> {
+/// A past moment means now, by the database's clock. So a year that Postgres cannot hold never gets there.
+fn deliver_at(text: &str, now: OffsetDateTime) -> Result<Option<OffsetDateTime>, ApiError> {
     let moment = OffsetDateTime::parse(text, &Rfc3339)
         .map_err(|_| invalid("deliver_at: it must be a moment as in 2026-01-31T12:00:00Z"))?;
     if moment - now > MAX_DELAY {
         return Err(invalid("deliver_at: it is more than 366 days ahead"));
     }
-    // A past moment means now, and a year that Postgres cannot hold never gets there.
-    Ok(moment.max(now))
+    Ok(Some(moment).filter(|moment| *moment > now))
 }
 
 fn max_attempts(number: i64) -> Result<i32, ApiError> {

@@ -13,6 +13,9 @@ use crate::error::ApiError;
 /// Tries of a batch that another transaction was in the way of.
 const TRIES: u32 = 3;
 
+/// Bytes of payloads in one statement, so that it ends within its time on any network that is worth it.
+const STATEMENT_BYTES: usize = 8 * 1024 * 1024;
+
 type Answer = Result<Accepted, ApiError>;
 
 pub(crate) struct Ingest {
@@ -46,45 +49,73 @@ impl Ingest {
     }
 }
 
+/// A batch in statements that stay within their time.
 async fn accept_all(pool: &PgPool, jobs: &[NewJob]) -> Vec<Answer> {
     metrics::histogram!("outhook_api_accept_batch_size").record(u32::try_from(jobs.len()).unwrap_or(u32::MAX));
+    let mut answers = Vec::with_capacity(jobs.len());
+    while answers.len() < jobs.len() {
+        let jobs = &jobs[answers.len()..];
+        answers.extend(accept_statement(pool, &jobs[..within_bytes(jobs)]).await);
+    }
+    answers
+}
+
+/// How many of the jobs, one at least, fit into one statement.
+fn within_bytes(jobs: &[NewJob]) -> usize {
+    let mut bytes = 0;
+    let fits = |job: &&NewJob| {
+        bytes += job.payload.len();
+        bytes <= STATEMENT_BYTES
+    };
+    jobs.iter().take_while(fits).count().max(1)
+}
+
+async fn accept_statement(pool: &PgPool, jobs: &[NewJob]) -> Vec<Answer> {
     match accept_together(pool, jobs).await {
         Ok(accepted) => accepted.into_iter().map(Ok).collect(),
-        // Nothing was written: one bad row must hurt only itself.
-        Err(Failure::Rejected | Failure::Conflict) => accept_one_by_one(pool, jobs).await,
         // Whether it was written is not known, and the next try would wait as long.
-        Err(Failure::Unavailable) => jobs.iter().map(|_| Err(ApiError::Unavailable)).collect(),
+        Err(Failure::Unavailable) => unavailable(jobs),
+        // Nothing was written: one bad row must hurt only itself.
+        Err(_) => accept_one_by_one(pool, jobs).await,
     }
 }
 
+fn unavailable(jobs: &[NewJob]) -> Vec<Answer> {
+    vec![Err(ApiError::Unavailable); jobs.len()]
+}
+
 async fn accept_together(pool: &PgPool, jobs: &[NewJob]) -> Result<Vec<Accepted>, Failure> {
-    let mut failure = Failure::Conflict;
-    for _ in 0..TRIES {
+    let mut tries = 0;
+    loop {
         let error = match accept(pool, jobs).await {
             Ok(accepted) => return Ok(accepted),
             Err(error) => error,
         };
-        failure = Failure::of(&error);
+        let failure = Failure::of(&error);
         warn!(%error, ?failure, jobs = jobs.len(), "a batch was not committed");
-        if failure != Failure::Conflict {
-            break;
+        tries += 1;
+        if failure != Failure::Conflict || tries == TRIES {
+            return Err(failure);
         }
     }
-    Err(failure)
 }
 
 async fn accept_one_by_one(pool: &PgPool, jobs: &[NewJob]) -> Vec<Answer> {
     let mut answers = Vec::with_capacity(jobs.len());
-    for job in jobs {
-        let answer = match accept_together(pool, std::slice::from_ref(job)).await {
-            Ok(mut accepted) => Ok(accepted.remove(0)),
+    for (position, job) in jobs.iter().enumerate() {
+        match accept_together(pool, std::slice::from_ref(job)).await {
+            Ok(accepted) => answers.extend(accepted.into_iter().map(Ok)),
             Err(Failure::Rejected) => {
                 error!(job_id = %job.id, "the database refuses what the api let through");
-                Err(ApiError::InvalidField("the database refuses one of the fields".to_owned()))
+                answers.push(Err(ApiError::InvalidField("the database refuses one of the fields".to_owned())));
             }
-            Err(Failure::Conflict | Failure::Unavailable) => Err(ApiError::Unavailable),
-        };
-        answers.push(answer);
+            Err(Failure::Conflict | Failure::Locked) => answers.push(Err(ApiError::Unavailable)),
+            // Postgres went away: the others must not wait for that one after the other.
+            Err(Failure::Unavailable) => {
+                answers.extend(unavailable(&jobs[position..]));
+                break;
+            }
+        }
     }
     answers
 }

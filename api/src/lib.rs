@@ -51,11 +51,12 @@ pub(crate) struct App {
 /// # Errors
 /// The address cannot be listened on, or the database's schema is not the one of this build.
 pub async fn run(config: Config, metrics: PrometheusHandle, stop: CancellationToken) -> anyhow::Result<()> {
+    // Before listening: until then a connection is refused, which says more than one that hangs.
+    config.database.require_schema("outhook-api", &stop).await?;
     let address = (config.server.app_host.as_str(), config.server.app_port);
     let listener = TcpListener::bind(address)
         .await
         .with_context(|| format!("cannot listen on APP_HOST {} and APP_PORT {}", address.0, address.1))?;
-    config.database.require_schema("outhook-api", &stop).await?;
     info!(address = %listener.local_addr()?, "ready: listening");
 
     let app = Arc::new(App::start(config, metrics));

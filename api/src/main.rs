@@ -1,15 +1,13 @@
 //! `outhook-api`: accepts webhooks.
 
-use std::process::ExitCode;
-
 use outbox::{env, shutdown, telemetry};
 use outhook_api::Config;
 
 #[tokio::main]
-async fn main() -> ExitCode {
+async fn main() {
     let config: Config = env::read();
     telemetry::start_logging(&config.log);
-    env::exit_code::<Config>(run(config).await)
+    env::end::<Config>(run(config).await)
 }
 
 async fn run(config: Config) -> anyhow::Result<()> {

@@ -12,6 +12,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
+use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
@@ -23,6 +24,9 @@ const MAX_HEADERS: usize = 100;
 
 /// Most bytes of a request's head.
 const MAX_HEAD_BYTES: usize = 64 * 1024;
+
+/// A peer that takes no byte of its answer for this long is given up.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// After a failed accept: most often file descriptors ran out, and some must be closed first.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -66,7 +70,10 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, config: &Config
 async fn connect(builder: http1::Builder, stream: TcpStream, router: Router, stop: CancellationToken) {
     // Answers are small and complete: waiting for more to send only delays them.
     let _ = stream.set_nodelay(true);
-    let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    // hyper waits for a peer that does not read its answer for as long as that takes.
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(WRITE_TIMEOUT));
+    let connection = builder.serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(router));
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,

@@ -37,7 +37,7 @@ CREATE TABLE webhook_jobs (
     CONSTRAINT webhook_jobs_max_attempts_between_1_and_100
         CHECK (max_attempts BETWEEN 1 AND 100),
     CONSTRAINT webhook_jobs_client_url_is_http
-        CHECK (client_url LIKE 'http://_%' OR client_url LIKE 'https://_%'),
+        CHECK (client_url ~* '^https?://.'),
     CONSTRAINT webhook_jobs_client_url_at_most_2048_bytes
         CHECK (octet_length(client_url) <= 2048),
     CONSTRAINT webhook_jobs_payload_at_most_16_mib

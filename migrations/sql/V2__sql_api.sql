@@ -38,11 +38,12 @@ DECLARE
     alarm_id   bigint := nextval(pg_get_serial_sequence('outbox', 'id'));
     -- Hashed only when it will be compared: with a key.
     hash       bytea  := CASE WHEN idempotency_key IS NOT NULL THEN
-        sha256(convert_to(jsonb_build_array(client_url, payload, headers, deliver_at, max_attempts)::text, 'UTF8')) END;
+        sha256(convert_to(jsonb_build_array(client_url, payload, coalesce(headers, '{}'), extract(epoch FROM deliver_at),
+                                            max_attempts)::text, 'UTF8')) END;
     known      record;
 BEGIN
     -- The HTTP API checks these in more detail; whatever passes here is checked again before every attempt.
-    IF client_url !~ '^https?://[^/?#@[:space:][:cntrl:]]+([/?][^#[:space:][:cntrl:]]*)?$' THEN
+    IF client_url !~* '^https?://[^/?#@[:space:][:cntrl:]]+([/?][^#[:space:][:cntrl:]]*)?$' THEN
         RAISE EXCEPTION 'client_url is not an absolute http or https URL without user info and fragment'
             USING ERRCODE = 'invalid_parameter_value';
     END IF;

@@ -1,7 +1,5 @@
 //! `outhook-migrate`: brings the database schema to the version of this build, then exits.
 
-use std::process::ExitCode;
-
 use clap::Parser;
 use outbox::database::DatabaseConfig;
 use outbox::env;
@@ -20,10 +18,10 @@ struct Config {
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
+async fn main() {
     let config: Config = env::read();
     telemetry::start_logging(&config.log);
-    env::exit_code::<Config>(run(&config).await)
+    env::end::<Config>(run(&config).await)
 }
 
 async fn run(config: &Config) -> anyhow::Result<()> {

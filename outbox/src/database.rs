@@ -23,6 +23,9 @@ pub const SCHEMA_VERSION: u32 = 2;
 /// No statement of a service takes longer; set in Postgres, so that it holds for a stuck client too.
 pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// No statement of a service waits longer for a row that another transaction holds.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// A connection that takes longer to open is not waited for.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -59,7 +62,8 @@ fn root_cause(error: &tokio_postgres::Error) -> String {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Postgres")]
 pub struct DatabaseConfig {
-    /// Address of Postgres, as in `postgres://user:password@host:5432/database`.
+    /// Address of Postgres, as in `postgres://user:password@host:5432/database`. TLS is used when the server
+    /// offers it, and then its certificate must be one that the system trusts; `?sslmode=disable` does without.
     #[arg(long, env, hide_env_values = true, value_parser = database_url)]
     database_url: SecretString,
 }
@@ -82,7 +86,10 @@ impl DatabaseConfig {
         let options = PgConnectOptions::from_str(self.database_url.expose_secret())
             .expect("checked when it was read")
             .application_name(application)
-            .options([("statement_timeout", format!("{}ms", STATEMENT_TIMEOUT.as_millis()))])
+            .options([
+                ("statement_timeout", format!("{}ms", STATEMENT_TIMEOUT.as_millis())),
+                ("lock_timeout", format!("{}ms", LOCK_TIMEOUT.as_millis())),
+            ])
             .disable_statement_logging();
         PgPoolOptions::new().max_connections(connections).acquire_timeout(acquire_timeout).connect_lazy_with(options)
     }
@@ -126,11 +133,8 @@ impl DatabaseConfig {
     pub async fn require_schema(&self, application: &str, stop: &CancellationToken) -> Result<(), DatabaseError> {
         let mut backoff = Backoff::reconnect();
         loop {
-            let found = match self.connect(application).await {
-                Ok(client) => schema_version(&client).await,
-                Err(error) => Err(error),
-            };
-            match found {
+            let found = stop.run_until_cancelled(self.find_schema_version(application)).await;
+            match found.unwrap_or(Ok(Some(SCHEMA_VERSION))) {
                 Ok(found) => return check_version(found),
                 Err(error) => warn!(%error, "waiting for Postgres"),
             }
@@ -139,6 +143,10 @@ impl DatabaseConfig {
                 () = tokio::time::sleep(backoff.next_wait()) => {}
             }
         }
+    }
+
+    async fn find_schema_version(&self, application: &str) -> Result<Option<u32>, DatabaseError> {
+        schema_version(&self.connect(application).await?).await
     }
 }
 
@@ -156,7 +164,10 @@ pub async fn on_connection<T>(
     // Postgres ends a statement by itself; a second more means that it cannot say so.
     let answer = tokio::time::timeout(STATEMENT_TIMEOUT + Duration::from_secs(1), statement(connection)).await;
     let result = answer.map_err(|_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))?;
-    drop(lent.0.take());
+    if let Some(mut connection) = lent.0.take() {
+        // The pool tests what it gets back, and would wait for the answer for ever.
+        tokio::spawn(tokio::time::timeout(Duration::from_secs(1), async move { connection.return_to_pool().await }));
+    }
     result
 }
 
@@ -174,6 +185,10 @@ impl Drop for Lent {
 /// # Errors
 /// The database cannot be asked.
 pub async fn schema_version(client: &Client) -> Result<Option<u32>, DatabaseError> {
+    tokio::time::timeout(CONNECT_TIMEOUT, read_schema_version(client)).await.map_err(|_| DatabaseError::Timeout)?
+}
+
+async fn read_schema_version(client: &Client) -> Result<Option<u32>, DatabaseError> {
     let row = client.query_one("SELECT to_regclass('public.refinery_schema_history') IS NOT NULL", &[]).await?;
     if !row.get::<_, bool>(0) {
         return Ok(None);
@@ -227,6 +242,8 @@ where
 pub enum Failure {
     /// Another transaction was in the way (SQLSTATE class 40): nothing was written, trying again may work.
     Conflict,
+    /// Another transaction holds a row that is needed (55P03): nothing was written.
+    Locked,
     /// The statement itself is refused (classes 22 and 23): nothing was written, trying again is no use.
     Rejected,
     /// Anything else: Postgres is away, full, or did not answer. Whether it committed is not known.
@@ -238,9 +255,10 @@ impl Failure {
     #[must_use]
     pub fn of(error: &sqlx::Error) -> Self {
         let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
-        match code.as_deref().and_then(|code| code.get(..2)) {
-            Some("40") => Self::Conflict,
-            Some("22" | "23") => Self::Rejected,
+        match code.as_deref() {
+            Some("55P03") => Self::Locked,
+            Some(code) if code.starts_with("40") => Self::Conflict,
+            Some(code) if code.starts_with("22") || code.starts_with("23") => Self::Rejected,
             _ => Self::Unavailable,
         }
     }

@@ -1,7 +1,7 @@
 //! How a process meets its environment: configuration at its start, one sentence at a bad end.
 
 use std::fmt::Display;
-use std::process::{ExitCode, exit};
+use std::process::exit;
 
 use clap::Parser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -19,13 +19,15 @@ pub fn read<Config: Parser>() -> Config {
     })
 }
 
-/// The exit code of a process: 0, or 1 after a sentence that says what went wrong.
-pub fn exit_code<Config: Parser>(outcome: Result<(), impl Display>) -> ExitCode {
+/// Ends the process: with status 0, or with 1 after a sentence that says what went wrong.
+///
+/// At once: what its owner did not wait for, such as a name that is being resolved, must not hold it up.
+pub fn end<Config: Parser>(outcome: Result<(), impl Display>) -> ! {
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => exit(0),
         Err(error) => {
             eprintln!("{}: {error:#}", Config::command().get_name());
-            ExitCode::FAILURE
+            exit(1)
         }
     }
 }

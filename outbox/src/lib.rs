@@ -8,6 +8,7 @@
 pub mod claim;
 pub mod due;
 pub mod enqueue;
+pub mod headers;
 pub mod job;
 pub mod message;
 pub mod retry;

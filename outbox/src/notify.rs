@@ -6,6 +6,8 @@ use sqlx::PgPool;
 use tokio::sync::Notify;
 use tracing::debug;
 
+use crate::database::on_connection;
+
 /// Sends `NOTIFY`, at most one at a time: any number of calls while one is under way become one more.
 ///
 /// Outside the transactions that make rows due: inside them it would take a cluster-wide lock until the
@@ -24,7 +26,9 @@ impl Notifier {
         tokio::spawn(async move {
             loop {
                 wanted.notified().await;
-                if let Err(error) = sqlx::query("SELECT outhook.wake()").execute(&pool).await {
+                let statement = sqlx::query("SELECT outhook.wake()");
+                let sent = on_connection(&pool, async |connection| statement.execute(connection).await).await;
+                if let Err(error) = sent {
                     debug!(%error, "the relays were not notified; their poll will do");
                 }
             }

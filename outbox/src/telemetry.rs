@@ -35,7 +35,15 @@ fn filter(text: &str) -> Result<String, String> {
 }
 
 /// Starts logging; done once, before anything is logged.
+///
+/// From here on a panic ends the process. A task that vanishes would leave a process behind that looks
+/// well and does half its work; one that ends is started again, and finds all it needs in Postgres.
 pub fn start_logging(config: &LogConfig) {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
     let filter = EnvFilter::new(&config.rust_log);
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)

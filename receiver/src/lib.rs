@@ -3,8 +3,6 @@
 //! The signature is verified by the `standardwebhooks` crate and not by Outhook's own code, so a mistake
 //! in the signer cannot hide behind the same mistake in the verifier.
 
-#![cfg_attr(test, allow(clippy::unwrap_used))]
-
 mod behaviour;
 mod kept;
 mod received;

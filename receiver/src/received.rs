@@ -59,6 +59,7 @@ pub struct Received {
 }
 
 impl Received {
+    #[expect(clippy::disallowed_methods, reason = "the clock of whoever looks from outside, not of the service")]
     pub(crate) fn new(sequence: u64, parts: Parts, body: Bytes, signature: Signature) -> Self {
         Self {
             sequence,

@@ -18,7 +18,7 @@ use crate::publisher::Publisher;
 use crate::wake::{Notified, Wake};
 
 /// A turn that takes longer hangs on a server that does not answer: its connections are dropped.
-const TURN_TIMEOUT: Duration = Duration::from_secs(20);
+const TURN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How soon to look again whether workers have shortened a queue that was too long.
 const FULL_QUEUE_WAIT: Duration = Duration::from_millis(100);
@@ -64,8 +64,10 @@ enum Lost {
     Database(#[from] DatabaseError),
     #[error(transparent)]
     Broker(#[from] BrokerError),
-    #[error("RabbitMQ did not confirm every message")]
-    Publisher,
+    #[error("RabbitMQ takes no messages for now")]
+    Blocked,
+    #[error("nothing answered in time")]
+    Everything,
 }
 
 impl From<tokio_postgres::Error> for Lost {
@@ -83,7 +85,8 @@ impl Lane {
     /// Publishes until it is asked to stop.
     pub(crate) async fn run(mut self) {
         while !self.stop.is_cancelled() {
-            let wake = match self.turn().await {
+            let turn = timeout(TURN_TIMEOUT, self.turn()).await.unwrap_or(Err(Lost::Everything));
+            let wake = match turn {
                 Ok(next) => self.rest(next).await,
                 Err(lost) => self.recover(&lost).await,
             };
@@ -110,19 +113,14 @@ impl Lane {
         if room == 0 {
             return Ok(Next::QueueFull);
         }
-        let turn = timeout(TURN_TIMEOUT, publish_due(database, publisher, room, config));
-        let turn = turn.await.map_err(|_| DatabaseError::Timeout)??;
-        if !turn.publisher_usable {
-            return Err(Lost::Publisher);
-        }
+        let turn = publish_due(database, publisher, room, config).await?;
         if turn.all_refused {
             return Ok(Next::Refused);
         }
         if turn.claimed == room as usize {
             return Ok(Next::GoOn);
         }
-        let next_due = timeout(TURN_TIMEOUT, due::next_due(&*database)).await.map_err(|_| DatabaseError::Timeout)??;
-        Ok(Next::Sleep(next_due))
+        Ok(Next::Sleep(due::next_due(&*database).await?))
     }
 
     async fn rest(&mut self, next: Next) -> Wake {
@@ -145,13 +143,13 @@ impl Lane {
     /// Drops what was lost and waits a while.
     async fn recover(&mut self, lost: &Lost) -> Wake {
         match lost {
-            // After a time-out inside a turn nothing is known of its confirms either.
-            Lost::Database(DatabaseError::Timeout) => {
+            Lost::Database(_) => self.database = None,
+            Lost::Broker(_) => self.publisher = None,
+            Lost::Blocked => {}
+            Lost::Everything => {
                 self.database = None;
                 self.publisher = None;
             }
-            Lost::Database(_) => self.database = None,
-            Lost::Broker(_) | Lost::Publisher => self.publisher = None,
         }
         warn!(error = %lost, "not publishing; what is due stays in Postgres");
         metrics::counter!("outhook_relay_reconnects_total").increment(1);
@@ -179,8 +177,10 @@ impl Lane {
     /// all that was published is made due *before* the queue exists anew, so that a relay that is killed
     /// in between leaves the same sight to the next one.
     async fn connect_broker(&mut self) -> Result<(), Lost> {
-        if self.publisher.as_ref().is_some_and(Publisher::is_connected) {
-            return Ok(());
+        match &self.publisher {
+            Some(publisher) if publisher.is_blocked() => return Err(Lost::Blocked),
+            Some(publisher) if publisher.is_usable() => return Ok(()),
+            _ => self.publisher = None,
         }
         let database = self.database.as_ref().expect("the database is connected first");
         let broker = self.config.broker.clone();
@@ -201,12 +201,16 @@ impl Lane {
     }
 }
 
+/// Makes all that was published due again. Its commits wait for the disk: once the queue exists anew,
+/// nothing else remembers that it was lost.
 async fn rewind(database: &Client) -> Result<u64, tokio_postgres::Error> {
+    database.batch_execute("SET synchronous_commit = on").await?;
     let mut rows = 0;
     loop {
         let some = due::rewind(database, REWIND_BATCH).await?;
         rows += some;
         if some < REWIND_BATCH.cast_unsigned() {
+            database.batch_execute("SET synchronous_commit = off").await?;
             return Ok(rows);
         }
     }

@@ -20,8 +20,6 @@ pub(crate) struct Turn {
     pub claimed: usize,
     /// Whether the broker took none of what was published.
     pub all_refused: bool,
-    /// Whether the publisher can go on.
-    pub publisher_usable: bool,
 }
 
 /// Publishes up to `limit` rows that are due. A crash at any point frees the rows as they were.
@@ -34,13 +32,13 @@ pub(crate) async fn publish_due(
     let transaction = client.transaction().await?;
     let claimed = due::claim_due(&transaction, limit.into()).await?;
     if claimed.is_empty() {
-        return Ok(Turn { claimed: 0, all_refused: false, publisher_usable: true });
+        return Ok(Turn { claimed: 0, all_refused: false });
     }
     let turn_size = claimed.len();
     let rows = due::put_right(&transaction, claimed).await?;
-    let published = publisher.publish(&rows).await;
+    let answers = publisher.publish(&rows).await;
 
-    let (confirmed, others) = split(&rows, &published.answers);
+    let (confirmed, others) = split(&rows, &answers);
     if !confirmed.is_empty() {
         due::mark_published(&transaction, &confirmed, config.republish_interval()).await?;
     }
@@ -49,10 +47,10 @@ pub(crate) async fn publish_due(
     }
     transaction.commit().await?;
 
-    count(&rows, &published.answers);
+    count(&rows, &answers);
     debug!(claimed = turn_size, confirmed = confirmed.len(), others = others.len(), "published");
     let all_refused = confirmed.is_empty() && !others.is_empty();
-    Ok(Turn { claimed: turn_size, all_refused, publisher_usable: published.usable })
+    Ok(Turn { claimed: turn_size, all_refused })
 }
 
 /// The ids of the confirmed rows, and those of the others.

@@ -29,13 +29,6 @@ pub(crate) enum Answer {
     Unknown,
 }
 
-/// The answers to a batch, in its order.
-pub(crate) struct Published {
-    pub answers: Vec<Answer>,
-    /// Whether the publisher can go on. If not, its connection or its topology is gone.
-    pub usable: bool,
-}
-
 pub(crate) struct Publisher {
     connection: Connection,
     channel: Channel,
@@ -44,6 +37,8 @@ pub(crate) struct Publisher {
     room: u32,
     /// When it was asked last.
     asked: Instant,
+    /// Whether a message came back or stayed without an answer: the connection or the topology is gone.
+    spent: bool,
 }
 
 /// The queue's length is asked at least this often, so that a lane with nothing to publish notices a
@@ -57,12 +52,18 @@ impl Publisher {
         let channel = within("a channel", connection.create_channel()).await?;
         broker.declare(&channel).await?;
         within("confirm mode", channel.confirm_select(ConfirmSelectOptions::default())).await?;
-        Ok(Self { connection, channel, broker, room: 0, asked: Instant::now() })
+        Ok(Self { connection, channel, broker, room: 0, asked: Instant::now(), spent: false })
     }
 
-    /// Whether the connection is up, as far as is known.
-    pub(crate) fn is_connected(&self) -> bool {
-        self.connection.status().connected()
+    /// Whether it can go on, as far as is known. If not, another must be opened.
+    pub(crate) fn is_usable(&self) -> bool {
+        self.connection.status().connected() && !self.spent
+    }
+
+    /// Whether the broker takes nothing from this connection for now. Not even its end would get through:
+    /// another connection would be blocked as well, and leave this one behind.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.connection.status().connected() && self.connection.status().blocked()
     }
 
     /// How many messages the queue takes before it is longer than `limit`.
@@ -78,7 +79,9 @@ impl Publisher {
 
     /// Publishes all rows, one after the other without waiting, then awaits every confirm. Never takes
     /// longer than [`BROKER_TIMEOUT`]: a blocked connection gives neither confirm nor error.
-    pub(crate) async fn publish(&mut self, rows: &[DueRow]) -> Published {
+    ///
+    /// Returns the answers in the order of the rows.
+    pub(crate) async fn publish(&mut self, rows: &[DueRow]) -> Vec<Answer> {
         self.room = self.room.saturating_sub(u32::try_from(rows.len()).unwrap_or(u32::MAX));
         let deadline = Instant::now() + BROKER_TIMEOUT;
         let mut confirms = Vec::with_capacity(rows.len());
@@ -94,7 +97,9 @@ impl Publisher {
         }
         let confirmations = join_all(confirms.into_iter().map(|confirm| timeout_at(deadline, confirm))).await;
         let confirmations = confirmations.into_iter().map(|result| result.ok().and_then(Result::ok)).collect();
-        judge(rows, confirmations)
+        let (answers, spent) = judge(rows, confirmations);
+        self.spent |= spent;
+        answers
     }
 
     async fn publish_one(&self, row: &DueRow) -> Result<lapin::PublisherConfirm, lapin::Error> {
@@ -116,8 +121,8 @@ impl Publisher {
 }
 
 /// Matches confirmations with rows. A returned message rides on any confirm of the batch, so returns are
-/// matched by message id.
-fn judge(rows: &[DueRow], confirmations: Vec<Option<Confirmation>>) -> Published {
+/// matched by message id. Also says whether the publisher is spent.
+fn judge(rows: &[DueRow], confirmations: Vec<Option<Confirmation>>) -> (Vec<Answer>, bool) {
     let mut answers = vec![Answer::Unknown; rows.len()];
     let mut returned = HashSet::new();
     for (answer, confirmation) in answers.iter_mut().zip(confirmations) {
@@ -136,8 +141,8 @@ fn judge(rows: &[DueRow], confirmations: Vec<Option<Confirmation>>) -> Published
         }
     }
     // A return means that the queue or the binding is gone: a new publisher declares them.
-    let usable = returned.is_empty() && !answers.contains(&Answer::Unknown);
-    Published { answers, usable }
+    let spent = !returned.is_empty() || answers.contains(&Answer::Unknown);
+    (answers, spent)
 }
 
 /// Says so when the broker blocks the connection: it is short of memory or disk.
@@ -174,15 +179,15 @@ mod tests {
         let rows = [row(1), row(2), row(3), row(4)];
         let confirmations =
             vec![Some(Confirmation::Ack(None)), Some(Confirmation::Nack(None)), Some(Confirmation::NotRequested), None];
-        let published = judge(&rows, confirmations);
-        assert_eq!(published.answers, [Answer::Confirmed, Answer::Refused, Answer::Unknown, Answer::Unknown]);
-        assert!(!published.usable);
+        let (answers, spent) = judge(&rows, confirmations);
+        assert_eq!(answers, [Answer::Confirmed, Answer::Refused, Answer::Unknown, Answer::Unknown]);
+        assert!(spent);
     }
 
     #[test]
     fn a_missing_confirmation_is_unknown() {
-        let published = judge(&[row(1), row(2)], vec![Some(Confirmation::Ack(None))]);
-        assert_eq!(published.answers, [Answer::Confirmed, Answer::Unknown]);
-        assert!(!published.usable);
+        let (answers, spent) = judge(&[row(1), row(2)], vec![Some(Confirmation::Ack(None))]);
+        assert_eq!(answers, [Answer::Confirmed, Answer::Unknown]);
+        assert!(spent);
     }
 }

@@ -81,7 +81,9 @@ async fn listen_until_lost(
     let listening = async {
         let notified = sender.clone();
         let client = database.connect_listening("outhook-relay listen", move || notified.send_replace(())).await?;
-        client.batch_execute("LISTEN outhook_outbox").await?;
+        timeout(CHECK_INTERVAL, client.batch_execute("LISTEN outhook_outbox"))
+            .await
+            .map_err(|_| DatabaseError::Timeout)??;
         // Whatever was notified while nobody listened.
         sender.send_replace(());
         backoff.reset();

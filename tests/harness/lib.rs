@@ -1,1 +1,30 @@
-//! stub
+//! What the tests stand on: real servers, the real binaries, a receiver that keeps a log, and the
+//! invariants that must hold whatever was killed.
+//!
+//! A test starts a [`Stack`], does something to it, and ends with [`Stack::finish`], which checks
+//! every invariant. Everything of a stack has names of its own, so tests run in parallel.
+
+pub mod client;
+pub mod invariants;
+pub mod load;
+pub mod stack;
+
+pub mod broker;
+pub mod database;
+mod environment;
+pub mod processes;
+pub mod servers;
+pub mod tcp_proxy;
+pub mod wait;
+
+pub use client::{Accepted, Client, Job};
+pub use processes::{Process, Program};
+pub use servers::Servers;
+pub use stack::{Stack, StackBuilder};
+pub use tcp_proxy::{Mode, TcpProxy};
+pub use wait::{PATIENCE, wait_for, wait_until};
+
+/// Says something that is seen also when the test passes: standard output is kept from those who watch.
+pub fn report(line: &str) {
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("{line}\n").as_bytes());
+}

@@ -19,7 +19,7 @@ pub(crate) type Exchange = Result<Answer, SendError>;
 pub(crate) const fn verdict(exchange: &Exchange) -> Verdict {
     match exchange {
         Ok(Answer { status: 200..=299, .. }) => Verdict::Success,
-        Ok(Answer { status: 410, .. }) | Err(SendError::Target(_) | SendError::Headers) => Verdict::GiveUp,
+        Ok(Answer { status: 410, .. }) | Err(SendError::Target(_) | SendError::Headers(_)) => Verdict::GiveUp,
         Ok(_) | Err(_) => Verdict::TryAgain,
     }
 }

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use outbox::claim::Claimed;
+use outbox::headers::{self, HeaderError};
 use outbox::target::{TargetError, TargetPolicy};
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response};
+use rustls::CertificateError;
 use time::OffsetDateTime;
 use tokio::time::{Instant, timeout_at};
 use url::Url;
@@ -40,9 +42,9 @@ pub(crate) enum SendError {
     /// The URL may not be delivered to. Nothing was sent.
     #[error("target refused: {0}")]
     Target(#[from] TargetError),
-    /// The job's headers are no HTTP headers. Nothing was sent.
-    #[error("the job's headers cannot be sent")]
-    Headers,
+    /// The job's own headers cannot be sent. Nothing was.
+    #[error("{0}")]
+    Headers(#[from] HeaderError),
     /// The name does not resolve, perhaps only now.
     #[error("{0}")]
     Name(String),
@@ -126,13 +128,8 @@ impl Sender {
     }
 
     fn headers(&self, job: &Claimed, traceparent: Option<&str>, now: OffsetDateTime) -> Result<HeaderMap, SendError> {
-        let mut headers = HeaderMap::new();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        for (name, value) in job.headers.as_object().ok_or(SendError::Headers)? {
-            let name = HeaderName::try_from(name).map_err(|_| SendError::Headers)?;
-            let value = value.as_str().and_then(|value| HeaderValue::try_from(value).ok());
-            headers.insert(name, value.ok_or(SendError::Headers)?);
-        }
+        let mut headers = headers::check(job.headers.as_object().ok_or(HeaderError::NotText)?)?;
+        headers.entry(CONTENT_TYPE).or_insert(HeaderValue::from_static("application/json"));
         // Ours last: a job's own headers never replace them.
         let id = job.job_id.to_string();
         let mut insert = |name: &'static str, value: &str| {
@@ -188,9 +185,33 @@ fn describe(error: reqwest::Error) -> SendError {
     if let Some(unresolved) = causes.clone().find_map(|cause| cause.downcast_ref::<NotResolved>()) {
         return SendError::Name(unresolved.to_string());
     }
+    if let Some(tls) = causes.clone().find_map(tls_cause) {
+        return SendError::Connect(certificate_text(tls).to_owned());
+    }
     let io = causes.clone().find_map(|cause| cause.downcast_ref::<std::io::Error>()).map(|io| io.kind().to_string());
     let root = io.or_else(|| causes.by_ref().last().map(ToString::to_string)).unwrap_or_default();
     if error.is_connect() { SendError::Connect(root) } else { SendError::Request(root) }
+}
+
+/// rustls hides its errors in those of the stream below it.
+fn tls_cause<'a>(cause: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+    let io = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    io.and_then(|inner| inner.downcast_ref()).or_else(|| cause.downcast_ref())
+}
+
+/// rustls's own text names hosts.
+const fn certificate_text(error: &rustls::Error) -> &'static str {
+    match error {
+        rustls::Error::InvalidCertificate(reason) => match reason {
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => "the certificate has expired",
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                "the certificate is for another name"
+            }
+            CertificateError::UnknownIssuer => "the certificate's issuer is not trusted",
+            _ => "the certificate is not valid",
+        },
+        _ => "TLS failed",
+    }
 }
 
 #[cfg(test)]

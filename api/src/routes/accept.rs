@@ -37,7 +37,9 @@ pub(crate) async fn accept(
 
     let now = clock::now();
     let verified = app.config.accept.hmac_secret.verify(&head.headers, &body, now)?;
-    let key = idempotency_key(&head.headers)?.or(verified.webhook_id);
+    // The signed id before the header that is not signed: with that, a replay would make another job.
+    let header = idempotency_key(&head.headers)?;
+    let key = verified.webhook_id.or(header);
     let envelope = Envelope::read(&body, &app.config.targets, now)?;
 
     let accepted = app.ingest.accept(new_job(envelope, key, &body, traceparent(&head.headers))).await?;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
@@ -19,10 +20,11 @@ use crate::error::ApiError;
 /// The job as it is in the database, without payload and headers.
 pub(crate) async fn show(
     State(app): State<Arc<App>>,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
 ) -> Result<Json<Value>, ApiError> {
     authorize(&app, &headers)?;
+    let Path(id) = id.map_err(|_| ApiError::NotFound)?;
     let id: Uuid = id.parse().map_err(|_| ApiError::NotFound)?;
     // One statement, one snapshot: a job is never shown between two of its states.
     let statement = sqlx::query_scalar!(

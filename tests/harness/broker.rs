@@ -1,0 +1,137 @@
+//! The tests' own way to the broker: looks into queues, publishes by hand, listens on the wire.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use lapin::options::{
+    BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeleteOptions, QueueBindOptions,
+    QueueDeclareOptions, QueueDeleteOptions,
+};
+use lapin::types::FieldTable;
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Consumer};
+use tokio::sync::watch;
+
+/// The names that one stack uses.
+#[derive(Clone, Debug)]
+pub struct Names {
+    /// The exchange.
+    pub exchange: String,
+    /// The queue; that of dead letters is `<queue>.dead`.
+    pub queue: String,
+    /// The routing key.
+    pub routing_key: String,
+}
+
+/// A connection of the test.
+pub struct Broker {
+    connection: Connection,
+    names: Names,
+}
+
+impl Broker {
+    /// Connects.
+    pub async fn connect(url: &str, names: Names) -> Self {
+        let connecting = Connection::connect(url, ConnectionProperties::default());
+        let connecting = tokio::time::timeout(Duration::from_secs(10), connecting).await;
+        let connection = connecting.expect("RabbitMQ answers in time").expect("RabbitMQ takes connections");
+        Self { connection, names }
+    }
+
+    /// A channel. Each use has its own: an error closes it.
+    async fn channel(&self) -> Channel {
+        self.connection.create_channel().await.expect("a channel opens")
+    }
+
+    /// Messages in the queue that no worker holds.
+    pub async fn ready(&self) -> u32 {
+        self.count(&self.names.queue).await
+    }
+
+    /// Messages in the queue of dead letters.
+    pub async fn dead(&self) -> u32 {
+        self.count(&format!("{}.dead", self.names.queue)).await
+    }
+
+    async fn count(&self, queue: &str) -> u32 {
+        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let declared = self.channel().await.queue_declare(queue.into(), passive, FieldTable::default()).await;
+        declared.expect("the queue exists").message_count()
+    }
+
+    /// Publishes a message by hand, as the relay would, and waits for the confirm.
+    pub async fn publish(&self, body: &[u8]) {
+        let channel = self.channel().await;
+        channel.confirm_select(ConfirmSelectOptions::default()).await.expect("confirm mode");
+        let (exchange, key) = (self.names.exchange.as_str().into(), self.names.routing_key.as_str().into());
+        let properties = BasicProperties::default().with_delivery_mode(2);
+        let confirm = channel.basic_publish(exchange, key, BasicPublishOptions::default(), body, properties).await;
+        let confirmed = confirm.expect("published").await.expect("confirmed");
+        assert!(confirmed.is_ack(), "the broker refused the message");
+    }
+
+    /// Starts to listen to all that is published from now on.
+    pub async fn listen(&self) -> Wire {
+        let channel = self.channel().await;
+        let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
+        let queue = channel.queue_declare("".into(), options, FieldTable::default()).await.expect("a queue");
+        let bound = channel.queue_bind(
+            queue.name().as_str().into(),
+            self.names.exchange.as_str().into(),
+            self.names.routing_key.as_str().into(),
+            QueueBindOptions::default(),
+            FieldTable::default(),
+        );
+        bound.await.expect("the exchange exists");
+        let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
+        let consumer = channel.basic_consume(queue.name().as_str().into(), "".into(), options, FieldTable::default());
+        let wire = Wire::default();
+        tokio::spawn(wire.clone().count(consumer.await.expect("the queue can be consumed"), channel));
+        wire
+    }
+
+    /// Removes the stack's queues and exchange.
+    pub async fn delete(self) {
+        let channel = self.channel().await;
+        for queue in [self.names.queue.clone(), format!("{}.dead", self.names.queue)] {
+            channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await.expect("a queue goes");
+        }
+        let exchange = self.names.exchange.as_str().into();
+        channel.exchange_delete(exchange, ExchangeDeleteOptions::default()).await.expect("an exchange goes");
+    }
+}
+
+/// What was published while somebody listened.
+#[derive(Clone, Default)]
+pub struct Wire(Arc<watch::Sender<HashMap<String, usize>>>);
+
+impl Wire {
+    /// Messages so far.
+    #[must_use]
+    pub fn messages(&self) -> usize {
+        self.0.borrow().values().sum()
+    }
+
+    /// Messages whose id was there before.
+    #[must_use]
+    pub fn duplicates(&self) -> usize {
+        self.0.borrow().values().map(|count| count - 1).sum()
+    }
+
+    /// Returns as soon as so many messages have passed.
+    pub async fn wait_for(&self, messages: usize, timeout: Duration) {
+        let mut seen = self.0.subscribe();
+        let waiting = seen.wait_for(|seen| seen.values().sum::<usize>() >= messages);
+        let waited = tokio::time::timeout(timeout, waiting).await;
+        assert!(waited.is_ok(), "waited in vain for {messages} messages; there are {}", self.messages());
+    }
+
+    /// The channel is kept with its consumer: dropped, it would close.
+    async fn count(self, mut consumer: Consumer, _channel: Channel) {
+        while let Some(Ok(delivery)) = consumer.next().await {
+            let id = delivery.properties.message_id().as_ref().map_or_else(String::new, ToString::to_string);
+            self.0.send_modify(|seen| *seen.entry(id).or_default() += 1);
+        }
+    }
+}

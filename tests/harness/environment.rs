@@ -1,0 +1,58 @@
+//! The variables that a stack's services start with.
+
+use std::collections::BTreeMap;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use uuid::Uuid;
+
+use crate::Servers;
+use crate::broker::Names;
+use crate::database::Database;
+
+/// Variables of a service.
+pub(crate) type Environment = BTreeMap<&'static str, String>;
+
+/// A stack's own secrets.
+pub(crate) struct Secrets {
+    pub hmac: String,
+    pub token: String,
+    pub signing: String,
+}
+
+impl Secrets {
+    pub(crate) fn new() -> Self {
+        let random = || Uuid::new_v4().simple().to_string();
+        let key = [*Uuid::new_v4().as_bytes(), *Uuid::new_v4().as_bytes()].concat();
+        Self { hmac: random(), token: random(), signing: format!("whsec_{}", BASE64_STANDARD.encode(key)) }
+    }
+}
+
+/// What all services of a stack have in common: its names, quick retries, and time-outs that a test can
+/// wait out.
+pub(crate) fn common(
+    servers: &Servers,
+    database: &Database,
+    names: &Names,
+    secrets: &Secrets,
+    api_port: u16,
+) -> Environment {
+    let text = |value: &str| value.to_owned();
+    Environment::from([
+        ("DATABASE_URL", database.url.clone()),
+        ("RABBITMQ_URL", servers.rabbitmq_url.clone()),
+        ("RABBITMQ_EXCHANGE", names.exchange.clone()),
+        ("RABBITMQ_QUEUE", names.queue.clone()),
+        ("RABBITMQ_ROUTING_KEY", names.routing_key.clone()),
+        ("APP_HOST", text("127.0.0.1")),
+        ("APP_PORT", api_port.to_string()),
+        ("HMAC_SECRET", secrets.hmac.clone()),
+        ("API_TOKEN", secrets.token.clone()),
+        ("WEBHOOK_SIGNING_SECRET", secrets.signing.clone()),
+        ("ALLOW_NETWORKS", text("127.0.0.0/8")),
+        ("HTTP_CLIENT_TIMEOUT_SEC", text("5")),
+        ("MAX_RETRIES", text("5")),
+        ("BACKOFF_BASE_MS", text("50")),
+        ("BACKOFF_MAX_SEC", text("1")),
+    ])
+}

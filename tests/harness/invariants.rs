@@ -1,0 +1,132 @@
+//! What must hold after every fault: `invariants.sql`, run over the database and the receiver's log.
+
+use std::sync::Arc;
+
+use receiver::Received;
+use sqlx::{AssertSqlSafe, PgPool};
+use uuid::Uuid;
+
+use crate::Accepted;
+
+/// One statement for each invariant.
+const STATEMENTS: &str = include_str!("invariants.sql");
+
+/// Offending rows shown of one invariant.
+const ROWS_SHOWN: usize = 10;
+
+/// An invariant that does not hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Its name and sentence.
+    pub invariant: String,
+    /// The rows that break it, in words.
+    pub rows: Vec<String>,
+}
+
+impl std::fmt::Display for Violation {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let count = self.rows.len();
+        write!(formatter, "{} -- broken by {count} rows:", self.invariant)?;
+        self.rows.iter().take(ROWS_SHOWN).try_for_each(|row| write!(formatter, "\n    {row}"))
+    }
+}
+
+/// What the invariants compare the database with.
+#[derive(Clone, Copy, Debug)]
+pub struct Evidence<'a> {
+    /// What was answered with 202.
+    pub accepted: &'a [Accepted],
+    /// The receiver's log, whole.
+    pub received: &'a [Arc<Received>],
+    /// Attempts in all of a job that does not say it itself.
+    pub max_attempts: i32,
+}
+
+/// Checks everything and returns what does not hold. Run it when nothing is under way any more.
+pub async fn check(pool: &PgPool, evidence: Evidence<'_>) -> Vec<Violation> {
+    load(pool, evidence).await;
+    let mut violations = Vec::new();
+    for (invariant, statement) in statements() {
+        let rows = sqlx::query_scalar(AssertSqlSafe(statement)).fetch_all(pool).await;
+        let rows: Vec<String> = rows.unwrap_or_else(|error| panic!("{error}, in: {statement}"));
+        if !rows.is_empty() {
+            violations.push(Violation { invariant: invariant.to_owned(), rows });
+        }
+    }
+    violations
+}
+
+/// Panics with all that does not hold.
+pub async fn assert_hold(pool: &PgPool, evidence: Evidence<'_>) {
+    let violations = check(pool, evidence).await;
+    let text: Vec<String> = violations.iter().map(ToString::to_string).collect();
+    assert!(violations.is_empty(), "{} invariants do not hold:\n{}", violations.len(), text.join("\n"));
+}
+
+/// What each invariant says.
+pub fn sentences() -> impl Iterator<Item = &'static str> {
+    statements().map(|(sentence, _)| sentence)
+}
+
+/// The invariants' sentences and their statements.
+fn statements() -> impl Iterator<Item = (&'static str, &'static str)> {
+    STATEMENTS.split("\n\n").filter_map(|block| {
+        let (title, statement) = block.trim().strip_prefix("-- ")?.split_once('\n')?;
+        title.contains(": ").then_some((title, statement))
+    })
+}
+
+/// Puts the evidence into the database, so that statements can join it and people can look at it later.
+async fn load(pool: &PgPool, evidence: Evidence<'_>) {
+    let mut transaction = pool.begin().await.expect("Postgres takes connections");
+    sqlx::raw_sql("TRUNCATE harness.accepted, harness.received, harness.settings")
+        .execute(&mut *transaction)
+        .await
+        .expect("the observer's tables exist");
+    sqlx::query("INSERT INTO harness.settings VALUES ($1)")
+        .bind(evidence.max_attempts)
+        .execute(&mut *transaction)
+        .await
+        .expect("settings are taken");
+
+    let job_ids: Vec<Uuid> = evidence.accepted.iter().map(|it| it.job_id).collect();
+    let payloads: Vec<Option<&[u8]>> = evidence.accepted.iter().map(|it| it.payload.as_deref()).collect();
+    // A request that was answered twice, by its idempotency key, is one webhook.
+    sqlx::query("INSERT INTO harness.accepted SELECT * FROM unnest($1::uuid[], $2::bytea[]) ON CONFLICT DO NOTHING")
+        .bind(job_ids)
+        .bind(payloads)
+        .execute(&mut *transaction)
+        .await
+        .expect("accepted webhooks are taken");
+
+    insert_received(&mut transaction, evidence.received).await;
+    transaction.commit().await.expect("the evidence is taken");
+}
+
+async fn insert_received(connection: &mut sqlx::PgConnection, received: &[Arc<Received>]) {
+    let sequences: Vec<i64> = received.iter().map(|it| it.sequence.cast_signed()).collect();
+    let at: Vec<time::OffsetDateTime> = received.iter().map(|it| it.at).collect();
+    let job_ids: Vec<Option<Uuid>> =
+        received.iter().map(|it| it.job_id.as_deref().and_then(|id| id.parse().ok())).collect();
+    let attempts: Vec<Option<i32>> = received.iter().map(|it| it.attempt.map(u32::cast_signed)).collect();
+    let webhook_ids: Vec<Option<&str>> = received.iter().map(|it| it.webhook_id.as_deref()).collect();
+    let signatures: Vec<String> = received.iter().map(|it| it.signature.to_string()).collect();
+    let statuses: Vec<Option<i32>> = received.iter().map(|it| it.status_answered().map(i32::from)).collect();
+    let bodies: Vec<&[u8]> = received.iter().map(|it| &it.body[..]).collect();
+    sqlx::query(
+        "INSERT INTO harness.received (sequence, at, job_id, attempt, webhook_id, signature, status, body)
+         SELECT * FROM unnest($1::bigint[], $2::timestamptz[], $3::uuid[], $4::integer[],
+                              $5::text[], $6::text[], $7::integer[], $8::bytea[])",
+    )
+    .bind(sequences)
+    .bind(at)
+    .bind(job_ids)
+    .bind(attempts)
+    .bind(webhook_ids)
+    .bind(signatures)
+    .bind(statuses)
+    .bind(bodies)
+    .execute(connection)
+    .await
+    .expect("the receiver's log is taken");
+}

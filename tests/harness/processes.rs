@@ -1,0 +1,224 @@
+//! The real binaries, as child processes.
+
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+use tokio::process::{Child, Command};
+use tokio::sync::{OnceCell, watch};
+use tokio::time::timeout;
+
+use crate::servers::{SERVICE_TIMEOUT, workspace};
+
+/// Lines of a log that a failed test shows; the whole is in the file that it names.
+const LINES_SHOWN: usize = 40;
+
+/// A binary of the project.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// Takes webhooks.
+    Api,
+    /// Publishes the outbox.
+    Relay,
+    /// Delivers.
+    Worker,
+    /// Migrates the schema.
+    Migrate,
+}
+
+impl Program {
+    fn file_name(self) -> &'static str {
+        match self {
+            Self::Api => "outhook-api",
+            Self::Relay => "outhook-relay",
+            Self::Worker => "outhook-worker",
+            Self::Migrate => "outhook-migrate",
+        }
+    }
+
+    /// The file to run. The first call builds all of them.
+    async fn path(self) -> PathBuf {
+        static DIRECTORY: OnceCell<PathBuf> = OnceCell::const_new();
+        DIRECTORY.get_or_init(binaries).await.join(self.file_name())
+    }
+}
+
+/// Where the binaries are: those of `OUTHOOK_BIN_DIR`, or else the ones built here and now.
+async fn binaries() -> PathBuf {
+    if let Some(directory) = std::env::var_os("OUTHOOK_BIN_DIR") {
+        return directory.into();
+    }
+    let test = std::env::current_exe().expect("the test's own path is known");
+    let directory = test.ancestors().nth(2).expect("a test is in target/<profile>/deps").to_owned();
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["build", "--quiet", "--workspace", "--bins"]).current_dir(workspace());
+    if directory.ends_with("release") {
+        cargo.arg("--release");
+    }
+    // What cargo tells this test about its package would make build scripts run anew.
+    for (name, _) in std::env::vars_os() {
+        let about_us = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CRATE_", "CARGO_BIN_"];
+        if about_us.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
+            cargo.env_remove(&name);
+        }
+    }
+    let status = cargo.status().await.expect("cargo can be run");
+    assert!(status.success(), "cargo build ended with {status}");
+    directory
+}
+
+/// Runs a program to its end, which must be a good one.
+pub async fn run(program: Program, environment: &[(&str, &str)]) {
+    let output = command(program, environment).await.output();
+    let output = timeout(SERVICE_TIMEOUT, output).await.expect("the program ends in time").expect("it can be run");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program:?} ended with {}:\n{said}", output.status);
+}
+
+/// Nothing of the caller's environment gets through, so that a test means the same everywhere.
+async fn command(program: Program, environment: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(program.path().await);
+    command
+        .env_clear()
+        .env("RUST_BACKTRACE", "1")
+        .env("NO_COLOR", "1")
+        .env("RUST_LOG", std::env::var("OUTHOOK_TEST_LOG").unwrap_or_else(|_| "info".to_owned()))
+        .envs(environment.iter().copied())
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    command
+}
+
+/// A running service. Killed when dropped.
+pub struct Process {
+    name: String,
+    child: Child,
+    pid: Pid,
+    log: Arc<Log>,
+    /// Where its metrics are, if it serves them.
+    metrics_address: Option<String>,
+}
+
+struct Log {
+    lines: Mutex<Vec<String>>,
+    /// Raised at every line; the value is of no interest.
+    changed: watch::Sender<()>,
+}
+
+impl Process {
+    /// Starts a service. `name` is for messages and for the file of its log.
+    pub async fn start(name: String, program: Program, environment: &[(&str, &str)]) -> Self {
+        let mut command = command(program, environment).await;
+        let mut child =
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary can be started");
+        let pid = child.id().and_then(|id| Pid::from_raw(id.cast_signed())).expect("it was started just now");
+        let log = Arc::new(Log { lines: Mutex::default(), changed: watch::Sender::new(()) });
+        tokio::spawn(keep_lines(child.stdout.take().expect("stdout is piped"), Arc::clone(&log)));
+        tokio::spawn(keep_lines(child.stderr.take().expect("stderr is piped"), Arc::clone(&log)));
+        let metrics_address = environment.iter().find(|(name, _)| *name == "METRICS_ADDR");
+        let metrics_address = metrics_address.map(|(_, address)| (*address).to_owned());
+        Self { name, child, pid, log, metrics_address }
+    }
+
+    /// The process's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// All that it wrote so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.log.lines().join("\n")
+    }
+
+    /// Waits until a line holds this word: `ready` is not in `already`.
+    pub async fn wait_for_word(&mut self, word: &str) {
+        let is_it = |line: &String| line.split(|it: char| !it.is_alphanumeric() && it != '_').any(|it| it == word);
+        let mut changed = self.log.changed.subscribe();
+        let waiting = async {
+            while !self.log.lines().iter().any(is_it) {
+                tokio::select! {
+                    _ = changed.changed() => {}
+                    status = self.child.wait() => panic!("{} ended with {status:?} before it was {word}", self.name),
+                }
+            }
+        };
+        let waited = timeout(SERVICE_TIMEOUT, waiting).await;
+        assert!(waited.is_ok(), "{} was not {word} within {SERVICE_TIMEOUT:?}", self.name);
+    }
+
+    /// The value of a counter, summed over its labels; 0 before it was first raised.
+    pub async fn counter(&self, name: &str) -> f64 {
+        let address = self.metrics_address.as_deref().expect("the process serves metrics");
+        let text = crate::client::fetch(&format!("http://{address}/metrics")).await;
+        let values = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
+        values.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(self.pid, signal).unwrap_or_else(|error| panic!("{} cannot be signalled: {error}", self.name));
+    }
+
+    /// Ends it by SIGKILL: nothing of what it was doing is finished.
+    pub async fn kill(&mut self) {
+        self.child.kill().await.expect("a running child can be killed");
+    }
+
+    /// Whether it ended by itself.
+    pub fn has_ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("a child can be asked")
+    }
+
+    /// Waits for its end.
+    pub async fn wait(&mut self, limit: Duration) -> ExitStatus {
+        let status = timeout(limit, self.child.wait()).await;
+        let status = status.unwrap_or_else(|_| panic!("{} did not end within {limit:?}", self.name));
+        status.expect("a child can be waited for")
+    }
+
+    /// Asks it to end, and insists that it does so in order.
+    pub async fn terminate(&mut self) {
+        self.signal(Signal::TERM);
+        let status = self.wait(SERVICE_TIMEOUT).await;
+        assert_eq!(status.code(), Some(0), "{} ended with {status} after SIGTERM", self.name);
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.show_log();
+        }
+    }
+}
+
+impl Process {
+    fn show_log(&self) {
+        let lines = self.log.lines();
+        let directory = workspace().join("target/failed");
+        let path = directory.join(format!("{}.log", self.name));
+        let written = std::fs::create_dir_all(&directory).and_then(|()| std::fs::write(&path, lines.join("\n")));
+        let whole = written.map_or_else(|error| error.to_string(), |()| path.display().to_string());
+        let last = &lines[lines.len().saturating_sub(LINES_SHOWN)..];
+        eprintln!("---- {} (all of it: {whole}) ----\n{}", self.name, last.join("\n"));
+    }
+}
+
+impl Log {
+    fn lines(&self) -> Vec<String> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+async fn keep_lines(stream: impl AsyncRead + Unpin, log: Arc<Log>) {
+    let mut lines = BufReader::new(stream).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        log.lines.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+        log.changed.send_replace(());
+    }
+}

@@ -1,0 +1,270 @@
+//! The whole of Outhook for one test: its own database, queue, processes and receiver.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use receiver::{Received, Receiver};
+use sqlx::PgPool;
+use uuid::Uuid;
+
+use crate::broker::{Broker, Names, Wire};
+use crate::database::Database;
+use crate::environment::{self, Environment, Secrets};
+use crate::invariants::{self, Evidence};
+use crate::processes::{Process, Program};
+use crate::servers::free_port;
+use crate::wait::{PATIENCE, wait_until};
+use crate::{Accepted, Client, Servers, TcpProxy};
+
+/// How a stack is set up.
+pub struct StackBuilder {
+    test: &'static str,
+    database_proxy: Option<SocketAddr>,
+    relays: usize,
+    workers: usize,
+    common: Environment,
+    relay: Environment,
+    worker: Environment,
+}
+
+impl StackBuilder {
+    /// How many relays start with it; 1 unless said.
+    #[must_use]
+    pub fn relays(mut self, count: usize) -> Self {
+        self.relays = count;
+        self
+    }
+
+    /// How many workers start with it; 1 unless said.
+    #[must_use]
+    pub fn workers(mut self, count: usize) -> Self {
+        self.workers = count;
+        self
+    }
+
+    /// A variable of every service.
+    #[must_use]
+    pub fn env(mut self, name: &'static str, value: &str) -> Self {
+        self.common.insert(name, value.to_owned());
+        self
+    }
+
+    /// A variable of the relays, instead of the common one.
+    #[must_use]
+    pub fn relay_env(mut self, name: &'static str, value: &str) -> Self {
+        self.relay.insert(name, value.to_owned());
+        self
+    }
+
+    /// A variable of the workers, instead of the common one.
+    #[must_use]
+    pub fn worker_env(mut self, name: &'static str, value: &str) -> Self {
+        self.worker.insert(name, value.to_owned());
+        self
+    }
+
+    /// The services reach the database through this proxy; the test itself does not.
+    #[must_use]
+    pub fn database_through(mut self, proxy: &TcpProxy) -> Self {
+        self.database_proxy = Some(proxy.address());
+        self
+    }
+
+    /// Starts all of it, and returns when every process is ready.
+    pub async fn start(self) -> Stack {
+        self.start_on(Servers::shared().await).await
+    }
+
+    /// The same on a pair of servers of the test's own.
+    pub async fn start_on(self, servers: &Servers) -> Stack {
+        let database = Database::create(servers, self.test).await;
+        let prefix = format!("{}_{}", self.test, Uuid::new_v4().simple());
+        let names = Names {
+            exchange: format!("{prefix}.exchange"),
+            queue: format!("{prefix}.jobs"),
+            routing_key: format!("{prefix}.key"),
+        };
+        let secrets = Secrets::new();
+        let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let receiver = Receiver::start(loopback, Some(&secrets.signing)).await.expect("loopback has free ports");
+        let port = free_port();
+        let mut common = environment::common(servers, &database, &names, &secrets, port);
+        if let Some(proxy) = self.database_proxy {
+            common.insert("DATABASE_URL", database.url_through(proxy));
+        }
+        common.extend(self.common);
+        let url = format!("http://127.0.0.1:{port}");
+        let mut stack = Stack {
+            client: Client::new(url, secrets.hmac, secrets.token),
+            receiver,
+            broker: Broker::connect(&servers.rabbitmq_url, names).await,
+            apis: Vec::new(),
+            relays: Vec::new(),
+            workers: Vec::new(),
+            database,
+            test: self.test,
+            common,
+            relay: self.relay,
+            worker: self.worker,
+            processes_started: 0,
+        };
+        stack.start_api().await;
+        for _ in 0..self.relays {
+            stack.start_relay().await;
+        }
+        for _ in 0..self.workers {
+            stack.start_worker().await;
+        }
+        stack
+    }
+}
+
+/// A running Outhook.
+pub struct Stack {
+    /// The caller of the api.
+    pub client: Client,
+    /// The endpoint that webhooks are delivered to.
+    pub receiver: Receiver,
+    /// The test's own way to the broker.
+    pub broker: Broker,
+    /// The api, unless it was taken.
+    pub apis: Vec<Process>,
+    /// The relays.
+    pub relays: Vec<Process>,
+    /// The workers.
+    pub workers: Vec<Process>,
+    database: Database,
+    test: &'static str,
+    common: Environment,
+    relay: Environment,
+    worker: Environment,
+    processes_started: usize,
+}
+
+impl Stack {
+    /// A stack on the shared servers, to be set up. `test` is the test's name.
+    #[must_use]
+    pub fn builder(test: &'static str) -> StackBuilder {
+        StackBuilder {
+            test,
+            database_proxy: None,
+            relays: 1,
+            workers: 1,
+            common: Environment::new(),
+            relay: Environment::new(),
+            worker: Environment::new(),
+        }
+    }
+
+    /// The test's own connections to its database.
+    #[must_use]
+    pub fn pool(&self) -> &PgPool {
+        &self.database.pool
+    }
+
+    /// Starts an api, and returns when it is ready.
+    pub async fn start_api(&mut self) {
+        let mut api = self.start_process(Program::Api, &Environment::new()).await;
+        api.wait_for_word("ready").await;
+        let probe = self.client.get("/ready");
+        wait_until("GET /ready to answer 200", PATIENCE, async || {
+            let probe = probe.try_clone().expect("a GET can be repeated");
+            probe.send().await.is_ok_and(|response| response.status().is_success())
+        })
+        .await;
+        self.apis.push(api);
+    }
+
+    /// Starts one more relay, and returns when it publishes.
+    pub async fn start_relay(&mut self) {
+        let mut relay = self.start_process(Program::Relay, &self.relay.clone()).await;
+        relay.wait_for_word("ready").await;
+        self.relays.push(relay);
+    }
+
+    /// Starts one more worker, and returns when it consumes.
+    pub async fn start_worker(&mut self) {
+        let mut worker = self.start_process(Program::Worker, &self.worker.clone()).await;
+        worker.wait_for_word("ready").await;
+        self.workers.push(worker);
+    }
+
+    async fn start_process(&mut self, program: Program, own: &Environment) -> Process {
+        self.processes_started += 1;
+        let name = format!("{}-{program:?}-{}", self.test, self.processes_started).to_lowercase();
+        let mut environment = self.common.clone();
+        environment.insert("METRICS_ADDR", format!("127.0.0.1:{}", free_port()));
+        environment.extend(own.clone());
+        let environment: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        Process::start(name, program, &environment).await
+    }
+
+    /// Posts a webhook for this stack's receiver; the query says how that answers. `payload` is JSON text.
+    pub async fn post(&self, payload: &str, query: &str) -> Accepted {
+        self.client.post(payload, &self.receiver_url(query)).await
+    }
+
+    /// The receiver's URL, with a query or without.
+    #[must_use]
+    pub fn receiver_url(&self, query: &str) -> String {
+        self.receiver.url(&format!("/hook{query}"))
+    }
+
+    /// What the receiver got for one job, in order.
+    #[must_use]
+    pub fn deliveries(&self, job_id: Uuid) -> Vec<Arc<Received>> {
+        let id = job_id.to_string();
+        self.receiver.received().into_iter().filter(|it| it.job_id.as_deref() == Some(&id)).collect()
+    }
+
+    /// Waits until so many deliveries have arrived.
+    pub async fn wait_for_deliveries(&self, count: usize) {
+        let waited = self.receiver.wait_for(|received| received.len() >= count, PATIENCE).await;
+        waited.unwrap_or_else(|error| panic!("waited in vain for {count} deliveries: {error}"));
+    }
+
+    /// Listens to all that is published from now on.
+    pub async fn listen(&self) -> Wire {
+        self.broker.listen().await
+    }
+
+    /// Waits until every job is finished.
+    pub async fn wait_until_drained(&self, timeout: Duration) {
+        let unfinished = "SELECT count(*) FROM webhook_jobs WHERE status IN ('pending', 'processing')";
+        wait_until("every job to be finished", timeout, async || self.count(unfinished).await == 0).await;
+    }
+
+    /// The number that a statement counts.
+    pub async fn count(&self, statement: &'static str) -> i64 {
+        sqlx::query_scalar(statement).fetch_one(self.pool()).await.expect("the statement counts")
+    }
+
+    /// The end of a good test: waits for quiet, checks every invariant, stops all in order and tidies up.
+    pub async fn finish(self) {
+        self.finish_with_dead_letters(0).await;
+    }
+
+    /// The same for a test that put so many unreadable messages into the queue.
+    pub async fn finish_with_dead_letters(mut self, dead: u32) {
+        self.wait_until_drained(PATIENCE).await;
+        wait_until("the queue to be empty", PATIENCE, async || self.broker.ready().await == 0).await;
+        self.assert_invariants().await;
+        for process in self.apis.iter_mut().chain(&mut self.relays).chain(&mut self.workers) {
+            process.terminate().await;
+        }
+        // With the workers gone, what they held without an ack is back in the queue.
+        assert_eq!(self.broker.ready().await, 0, "I12: messages are left in the queue");
+        assert_eq!(self.broker.dead().await, dead, "I12: dead letters");
+        self.broker.delete().await;
+        self.database.drop().await;
+    }
+
+    /// Checks every invariant; all jobs must be finished.
+    pub async fn assert_invariants(&self) {
+        let (accepted, received) = (self.client.accepted(), self.receiver.received());
+        let max_attempts = self.common["MAX_RETRIES"].parse().expect("MAX_RETRIES is a number");
+        let evidence = Evidence { accepted: &accepted, received: &received, max_attempts };
+        invariants::assert_hold(self.pool(), evidence).await;
+    }
+}

@@ -1,0 +1,14 @@
+//! What Outhook promises, one file a promise. Each test runs the real programs against real servers.
+
+mod accepts_each_key_once;
+mod delivers_accepted_webhook;
+mod drains_on_sigterm;
+mod enqueues_from_sql;
+mod finds_violations;
+mod refuses_duplicate_messages;
+mod retries_failed_delivery;
+mod shares_work;
+mod survives_api_kill;
+mod survives_lost_connections;
+mod survives_relay_kill;
+mod survives_worker_kill;

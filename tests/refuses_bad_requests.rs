@@ -1,0 +1,368 @@
+//! Bad input gets a clear error, and nothing of it is stored.
+
+use std::time::{Duration, Instant};
+
+use harness::client::{Response, body, send};
+use harness::{Client, Stack};
+use reqwest::{Method, RequestBuilder};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// A limit that tests can reach; the bodies here are shorter, but for those that are meant to be longer.
+const MAX_BODY_BYTES: usize = 16_384;
+
+/// Time-outs of the api in these tests, and what they may be late on a busy machine.
+const TIMEOUT: Duration = Duration::from_secs(1);
+const SLACK: Duration = Duration::from_secs(10);
+
+const TARGET: &str = "http://127.0.0.1:9/hook";
+
+/// Only the api: nothing of what it stores is delivered.
+async fn api(test: &'static str) -> Stack {
+    Stack::builder(test)
+        .relays(0)
+        .workers(0)
+        .env("MAX_BODY_BYTES", &MAX_BODY_BYTES.to_string())
+        .env("HEADER_TIMEOUT_SEC", "1")
+        .env("BODY_TIMEOUT_SEC", "1")
+        .env("MAX_CONNECTIONS", "16")
+        .start()
+        .await
+}
+
+/// Nothing was stored but what was answered with 202.
+async fn assert_stored_is_accepted(stack: &Stack) {
+    let stored: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM webhook_jobs").fetch_one(stack.pool()).await.expect("a count");
+    assert_eq!(usize::try_from(stored).expect("a count"), stack.client.accepted().len());
+}
+
+fn assert_error(case: &str, response: &Response, status: u16, code: &str) {
+    assert_eq!(response.status, status, "{case}: {}", response.body);
+    let error = &response.json()["error"];
+    assert_eq!(error["code"], code, "{case}: {}", response.body);
+    assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{case}: {}", response.body);
+    assert_eq!(error["request_id"].as_str(), response.headers["x-request-id"].to_str().ok(), "{case}");
+    for secret in ["postgres", "sqlstate", "127.0.0.1", "SELECT", "INSERT"] {
+        assert!(!response.body.contains(secret), "{case} gives {secret} away: {}", response.body);
+    }
+}
+
+#[tokio::test]
+async fn requests_that_are_not_signed_by_a_known_secret() {
+    let stack = api("unsigned").await;
+    let client = &stack.client;
+    let good_body = body(r#"{"a": 1}"#, TARGET, "");
+    let good = client.sign(good_body.as_bytes());
+    let re_serialised =
+        client.sign(serde_json::from_str::<Value>(&good_body).expect("it is JSON").to_string().as_bytes());
+    let wrong = format!("sha256={}", "0".repeat(64));
+    let rows: Vec<(&str, Vec<String>)> = vec![
+        ("none", vec![]),
+        ("empty", vec![String::new()]),
+        ("no prefix", vec![good.replace("sha256=", "")]),
+        ("not hex", vec![format!("sha256={}", "zz".repeat(32))]),
+        ("31 bytes", vec![good[..good.len() - 2].to_owned()]),
+        ("33 bytes", vec![format!("{good}00")]),
+        ("wrong", vec![wrong.clone()]),
+        ("of another body", vec![client.sign(b"{}")]),
+        ("of the body as somebody else would write it", vec![re_serialised]),
+        ("six, all valid", vec![[good.as_str(); 6].join(",")]),
+        ("the header twice", vec![good.clone(), good.clone()]),
+    ];
+    let mut bodies = std::collections::HashSet::new();
+    for (case, signatures) in rows {
+        let mut request = client.unsigned_request();
+        for signature in signatures {
+            request = request.header("X-Signature", signature);
+        }
+        let response = send(request.body(good_body.clone())).await.expect(case);
+        assert_error(case, &response, 401, "unauthorized");
+        let id = response.json()["error"]["request_id"].as_str().expect("an id").to_owned();
+        bodies.insert(response.body.replace(&id, ""));
+    }
+    assert_eq!(bodies.len(), 1, "401s can be told apart: {bodies:?}");
+
+    for signature in [good.clone(), format!("{wrong},{good}"), good.to_uppercase().replace("SHA256", "sha256")] {
+        let response = send(client.unsigned_request().header("X-Signature", &signature).body(good_body.clone())).await;
+        let response = response.expect("an answer");
+        assert_eq!(response.status, 202, "{signature}: {}", response.body);
+        client.remember(response.job_id(), None);
+    }
+    assert_stored_is_accepted(&stack).await;
+}
+
+#[tokio::test]
+async fn json_that_is_malformed() {
+    let stack = api("malformed_json").await;
+    let good = body("{}", TARGET, "");
+    let deep = |depth: usize| body(&format!("{}{}", "[".repeat(depth), "]".repeat(depth)), TARGET, "");
+    let rows: Vec<(&str, Vec<u8>)> = vec![
+        ("empty", vec![]),
+        ("cut off", good.as_bytes()[..good.len() - 1].to_vec()),
+        ("trailing bytes", format!("{good}x").into_bytes()),
+        ("two texts", format!("{good}{good}").into_bytes()),
+        ("byte order mark", [b"\xef\xbb\xbf", good.as_bytes()].concat()),
+        (
+            "invalid UTF-8",
+            good.replace("{}", "\"x\"").into_bytes().into_iter().map(|b| if b == b'x' { 0xff } else { b }).collect(),
+        ),
+        ("nested 128 deep", deep(127).into_bytes()),
+        ("lone surrogate in a string", body(r#""\ud800""#, TARGET, "").into_bytes()),
+        ("lone surrogate in an object", body(r#"{"a":"\udfff"}"#, TARGET, "").into_bytes()),
+        ("NaN", body("[NaN]", TARGET, "").into_bytes()),
+        ("a field twice", body("{}", TARGET, r#","payload":{}"#).into_bytes()),
+        ("a key of the payload twice", body(r#"{"a":1,"a":2}"#, TARGET, "").into_bytes()),
+    ];
+    for (case, body) in rows {
+        let response = send(stack.client.request(body)).await.expect(case);
+        assert_error(case, &response, 400, "malformed_json");
+    }
+    stack.client.try_post(deep(126), None).await.expect("127 levels are well-formed");
+    assert_stored_is_accepted(&stack).await;
+}
+
+/// Each is well-formed, and wrong in one field.
+fn bad_fields() -> Vec<(String, String)> {
+    let long_url = format!("http://example.com/{}", "a".repeat(2_048));
+    let many_headers: Value =
+        (0..33).map(|n| (format!("x-{n}"), Value::from("v"))).collect::<serde_json::Map<_, _>>().into();
+    let long_headers = json!({ "x-a": "v".repeat(8_192) });
+    let field = |field: &str| body("{}", TARGET, &format!(",{field}"));
+    let url = |url: &str| body("{}", url, "");
+    let mut rows: Vec<(String, String)> = vec![
+        ("unknown field".into(), field(r#""priority":1"#)),
+        ("top-level array".into(), format!("[{}]", body("{}", TARGET, ""))),
+        ("no payload".into(), json!({ "client_url": TARGET }).to_string()),
+        ("no client_url".into(), json!({ "payload": {} }).to_string()),
+        ("payload null".into(), body("null", TARGET, "")),
+        ("payload a number".into(), body("1", TARGET, "")),
+        ("payload true".into(), body("true", TARGET, "")),
+        ("payload with U+0000".into(), body(r#""a\u0000b""#, TARGET, "")),
+        ("client_url a number".into(), json!({ "payload": {}, "client_url": 1 }).to_string()),
+        ("max_attempts 0".into(), field(r#""max_attempts":0"#)),
+        ("max_attempts -1".into(), field(r#""max_attempts":-1"#)),
+        ("max_attempts 1e9".into(), field(r#""max_attempts":1e9"#)),
+        ("max_attempts 101".into(), field(r#""max_attempts":101"#)),
+        ("max_attempts a string".into(), field(r#""max_attempts":"3""#)),
+        ("deliver_at in year 9999".into(), field(r#""deliver_at":"9999-12-31T23:59:59Z""#)),
+        ("deliver_at garbage".into(), field(r#""deliver_at":"tomorrow""#)),
+        ("deliver_at a number".into(), field(r#""deliver_at":1"#)),
+        ("headers a list".into(), field(r#""headers":[]"#)),
+        ("a header that is a number".into(), field(r#""headers":{"x-a":1}"#)),
+        ("33 headers".into(), field(&format!(r#""headers":{many_headers}"#))),
+        ("8 KiB of headers".into(), field(&format!(r#""headers":{long_headers}"#))),
+        ("a header twice".into(), field(r#""headers":{"x-a":"1","X-A":"2"}"#)),
+        ("a header with CR LF".into(), field(r#""headers":{"x-a":"1\r\nx-b: 2"}"#)),
+        ("a header name with a space".into(), field(r#""headers":{"x a":"1"}"#)),
+        ("an empty header name".into(), field(r#""headers":{"":"1"}"#)),
+    ];
+    for name in ["Host", "Content-Length", "Transfer-Encoding", "Connection", "TE", "webhook-id", "Webhook-Signature"] {
+        rows.push((format!("header {name}"), field(&format!(r#""headers":{{"{name}":"1"}}"#))));
+    }
+    for bad in [
+        "",
+        "/hook",
+        "example.com",
+        "ftp://example.com",
+        "http://",
+        "http:/\\127.0.0.1",
+        "http://user@example.com",
+        "http://example.com/#top",
+        "http://example.com:0",
+        "http://example.com:65536",
+        "http://exam\tple.com",
+        "http://example.com/\r\nx",
+        &long_url,
+    ] {
+        rows.push((format!("client_url {bad:?}"), url(bad)));
+    }
+    // Loopback is allowed to the stack; the other private networks are not.
+    for host in [
+        "10.0.0.1",
+        "167772161",
+        "0x0a000001",
+        "0xa.1",
+        "012.0.0.1",
+        "10.1",
+        "0",
+        "10.0.0.1.",
+        "１０.0.0.1",
+        "10。0。0。1",
+        "%31%30.0.0.1",
+        "169.254.169.254",
+        "192.168.0.1",
+        "172.31.255.255",
+        "100.64.0.1",
+        "[::1]",
+        "[::]",
+        "[::ffff:a00:1]",
+        "[64:ff9b::a00:1]",
+        "[2002:a00:1::]",
+        "[fe80::1]",
+        "[fc00::1]",
+        "224.0.0.1",
+    ] {
+        rows.push((format!("client_url to {host}"), url(&format!("http://{host}/"))));
+    }
+    rows
+}
+
+#[tokio::test]
+async fn fields_that_are_wrong() {
+    let stack = api("bad_fields").await;
+    for (case, body) in bad_fields() {
+        let response = send(stack.client.request(body)).await.expect("an answer");
+        assert_eq!(response.status, 422, "{case}: {}", response.body);
+        assert_eq!(response.json()["error"]["code"], "invalid_field", "{case}: {}", response.body);
+    }
+    for (case, key) in [("empty", String::new()), ("256 bytes", "k".repeat(256))] {
+        let request = stack.client.request(body("{}", TARGET, "")).header("Idempotency-Key", key);
+        let response = send(request).await.expect("an answer");
+        assert_error(&format!("an idempotency key of {case}"), &response, 422, "invalid_field");
+    }
+    assert_stored_is_accepted(&stack).await;
+}
+
+#[tokio::test]
+async fn requests_to_the_wrong_place_or_of_the_wrong_kind() {
+    let stack = api("wrong_kind").await;
+    let client = &stack.client;
+    let good = || body("{}", TARGET, "");
+    let typed = |content_type: &str| retyped(client, good(), content_type);
+    let unknown = uuid::Uuid::now_v7();
+    let token = client.api_token();
+    let rows: Vec<(&str, RequestBuilder, u16, &str)> = vec![
+        ("unknown path", client.get("/nowhere"), 404, "not_found"),
+        ("GET instead of POST", client.get("/webhooks"), 405, "method_not_allowed"),
+        ("no token", client.get(&format!("/webhooks/{unknown}")), 401, "unauthorized"),
+        (
+            "wrong token",
+            client.get(&format!("/webhooks/{unknown}")).bearer_auth("x".repeat(token.len())),
+            401,
+            "unauthorized",
+        ),
+        ("unknown job", client.get(&format!("/webhooks/{unknown}")).bearer_auth(token), 404, "not_found"),
+        ("malformed job id", client.get("/webhooks/1%20OR%201").bearer_auth(token), 404, "not_found"),
+        ("no content type", typed(""), 415, "unsupported_media_type"),
+        ("a form", typed("application/x-www-form-urlencoded"), 415, "unsupported_media_type"),
+        ("text", typed("text/plain"), 415, "unsupported_media_type"),
+        ("compressed", client.request(good()).header("Content-Encoding", "gzip"), 415, "unsupported_media_type"),
+        ("one byte too long", client.request(vec![b' '; MAX_BODY_BYTES + 1]), 413, "body_too_large"),
+    ];
+    for (case, request, status, code) in rows {
+        assert_error(case, &send(request).await.expect(case), status, code);
+    }
+    let longest = format!("{}{}", good(), " ".repeat(MAX_BODY_BYTES - good().len()));
+    client.try_post(longest, None).await.expect("a body of just the limit is accepted");
+    let charset = send(typed("application/json; charset=utf-8")).await.expect("an answer");
+    client.remember(charset.job_id(), None);
+    assert_eq!(client.accepted().len(), 2);
+    assert_stored_is_accepted(&stack).await;
+}
+
+/// The signed request with another content type, or none.
+fn retyped(client: &Client, body: String, content_type: &str) -> RequestBuilder {
+    let url = format!("{}/webhooks", client.url());
+    let signature = client.sign(body.as_bytes());
+    let request = reqwest::Client::builder().no_proxy().build().expect("a client").request(Method::POST, url);
+    let request = request.header("X-Signature", signature).body(body);
+    if content_type.is_empty() { request } else { request.header("Content-Type", content_type) }
+}
+
+/// Sends raw bytes and reads until the api closes the connection, or for as long as it may take.
+async fn raw(stack: &Stack, parts: &[&[u8]], pause: Duration) -> (String, Duration) {
+    let address = stack.client.url().trim_start_matches("http://").to_owned();
+    let mut stream = TcpStream::connect(address).await.expect("the api listens");
+    let started = Instant::now();
+    let (mut reader, mut writer) = stream.split();
+    let mut answer = Vec::new();
+    let writing = async {
+        for part in parts {
+            if writer.write_all(part).await.is_err() {
+                break;
+            }
+            tokio::time::sleep(pause).await;
+        }
+        // Stays open: an end of our side would be another case.
+        std::future::pending::<()>().await;
+    };
+    let reading = timeout(TIMEOUT + SLACK, reader.read_to_end(&mut answer));
+    let ended = tokio::select! {
+        ended = reading => ended,
+        () = writing => unreachable!("writing waits for ever"),
+    };
+    assert!(ended.is_ok(), "the connection was not closed: {}", String::from_utf8_lossy(&answer));
+    (String::from_utf8_lossy(&answer).into_owned(), started.elapsed())
+}
+
+fn status_of(answer: &str) -> Option<u16> {
+    answer.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok()
+}
+
+const HEAD: &[u8] = b"POST /webhooks HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n";
+
+#[tokio::test]
+async fn http_that_is_broken() {
+    let stack = api("broken_http").await;
+    let headers = "X-A: 1\r\n".repeat(101);
+    let too_long = format!("{:x}\r\n{}\r\n0\r\n\r\n", MAX_BODY_BYTES + 1, " ".repeat(MAX_BODY_BYTES + 1));
+    let rows: Vec<(&str, Vec<u8>, u16)> = vec![
+        ("a body shorter than its length", [HEAD, b"Content-Length: 100\r\n\r\n{}"].concat(), 408),
+        ("a bad chunk", [HEAD, b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"].concat(), 400),
+        ("chunks over the limit", [HEAD, b"Transfer-Encoding: chunked\r\n\r\n", too_long.as_bytes()].concat(), 413),
+        ("two lengths", [HEAD, b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}"].concat(), 400),
+        ("a length that is none", [HEAD, b"Content-Length: +2\r\n\r\n{}"].concat(), 400),
+        ("over 100 headers", [HEAD, headers.as_bytes(), b"\r\n"].concat(), 431),
+        ("no HTTP", b"hello\r\n\r\n".to_vec(), 400),
+    ];
+    for (case, request, status) in rows {
+        let (answer, _) = raw(&stack, &[&request], Duration::ZERO).await;
+        assert_eq!(status_of(&answer), Some(status), "{case}: {answer}");
+    }
+    assert_stored_is_accepted(&stack).await;
+}
+
+/// The decision 0005: whichever stands first, the chunks are the body and the length is nothing.
+#[tokio::test]
+async fn chunks_with_a_length_are_read_as_chunks() {
+    let stack = api("chunks_and_length").await;
+    let body = body("{}", TARGET, "");
+    let signature = format!("X-Signature: {}\r\n", stack.client.sign(body.as_bytes()));
+    let chunks = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+    for lengths in [
+        "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "Transfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n",
+    ] {
+        let request = [HEAD, signature.as_bytes(), lengths.as_bytes(), chunks.as_bytes()].concat();
+        let (answer, _) = raw(&stack, &[&request], Duration::ZERO).await;
+        assert_eq!(status_of(&answer), Some(202), "{lengths:?}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn silent_and_slow_connections_do_not_keep_others_out() {
+    let stack = api("slow").await;
+    // As many as the api takes: four of each kind.
+    let drip: Vec<&[u8]> = vec![b"{"; 100];
+    let slow_body = [vec![HEAD, b"Content-Length: 100\r\n\r\n"], drip.clone()].concat();
+    let slow_head = [vec![&b"POST /webhooks HTTP/1.1\r\nX-A: "[..]], drip].concat();
+    let silent: Vec<&[u8]> = vec![];
+    let idle: Vec<&[u8]> = vec![b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"];
+    let kinds = [(&slow_body, Some(408)), (&slow_head, None), (&silent, None), (&idle, Some(200))];
+    let pause = TIMEOUT / 4;
+    let sockets = kinds.iter().cycle().take(16).map(|(parts, _)| raw(&stack, parts, pause));
+    let others = async {
+        // Comes in once the first of them is thrown out.
+        let response = stack.client.post("{}", TARGET).await;
+        response.job_id
+    };
+    let (closed, _) = tokio::join!(futures_util::future::join_all(sockets), others);
+    for ((_, status), (answer, after)) in kinds.iter().cycle().zip(&closed) {
+        assert!(*after < TIMEOUT + SLACK);
+        assert!(status_of(answer) == *status || status.is_none(), "{answer}");
+    }
+    assert_stored_is_accepted(&stack).await;
+}

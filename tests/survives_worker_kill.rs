@@ -1,0 +1,104 @@
+//! A worker may be killed at any moment: its attempts are recorded as unknown when their leases end, and
+//! another worker delivers.
+
+use std::time::Duration;
+
+use harness::load::Burst;
+use harness::{PATIENCE, Stack, report, wait_for};
+
+/// What a worker leases: its HTTP time-out of 2 s, which the tests set, and its margin of 5 s.
+const LEASE: Duration = Duration::from_secs(7);
+
+/// The relay's wake-up, two passages through the broker, and a machine that is busy with other tests.
+const SLACK: Duration = Duration::from_secs(4);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attempt_of_a_killed_worker_is_unknown_and_its_job_delivered_by_another() {
+    let mut stack = Stack::builder("an_attempt_of_a_killed_worker").env("HTTP_CLIENT_TIMEOUT_SEC", "2").start().await;
+    let id = stack.post("{}", "?hang=1&fail_times=1").await.job_id;
+    stack.wait_for_deliveries(1).await;
+    stack.workers[0].kill().await;
+    stack.workers.clear();
+    stack.start_worker().await;
+    stack.wait_for_deliveries(2).await;
+
+    let deliveries = stack.deliveries(id);
+    assert_eq!((deliveries[0].attempt, deliveries[1].attempt), (Some(1), Some(2)));
+    assert_eq!(deliveries[0].webhook_id, deliveries[1].webhook_id);
+    let gap = deliveries[1].at - deliveries[0].at;
+    // The claim came a moment before the request.
+    assert!(gap + Duration::from_secs(1) > LEASE, "taken over after {gap}, under a lease of {LEASE:?}");
+    assert!(gap < LEASE + Duration::from_secs(1) + SLACK, "taken over only after {gap}");
+
+    stack.wait_until_drained(PATIENCE).await;
+    let job = stack.client.job(id).await;
+    let (lost, second) = (&job["attempts"][0], &job["attempts"][1]);
+    assert_eq!((&lost["outcome"], &second["outcome"]), (&"unknown".into(), &"success".into()), "{job}");
+    assert_ne!(lost["worker"], second["worker"]);
+    assert_eq!((&job["status"], &job["retry_count"]), (&"success".into(), &1.into()));
+    stack.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_whose_worker_dies_each_time_ends() {
+    let mut stack = Stack::builder("a_job_whose_worker_dies_each_time")
+        .env("HTTP_CLIENT_TIMEOUT_SEC", "1")
+        .env("MAX_RETRIES", "2")
+        .start()
+        .await;
+    let id = stack.post("{}", "?hang=1").await.job_id;
+    for attempt in 1..=2 {
+        stack.wait_for_deliveries(attempt).await;
+        stack.workers[0].kill().await;
+        stack.workers.clear();
+        stack.start_worker().await;
+    }
+    stack.wait_until_drained(PATIENCE).await;
+
+    let job = stack.client.job(id).await;
+    assert_eq!((&job["status"], &job["retry_count"]), (&"failed".into(), &2.into()), "{job}");
+    assert!(job["attempts"].as_array().expect("attempts are a list").iter().all(|it| it["outcome"] == "unknown"));
+    stack.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_when_workers_are_killed_under_load() {
+    const WEBHOOKS: usize = 1_500;
+    const KILLS: usize = 5;
+    let mut stack =
+        Stack::builder("worker_kills_under_load").workers(2).env("HTTP_CLIENT_TIMEOUT_SEC", "2").start().await;
+    let burst = Burst::start(&stack.client, &stack.receiver_url("?delay_ms=20"), WEBHOOKS, 64);
+    for kill in 1..=KILLS {
+        stack.wait_for_deliveries(kill * WEBHOOKS / (KILLS + 1)).await;
+        stack.workers.remove(0).kill().await;
+        stack.start_worker().await;
+    }
+    let outcome = burst.outcome().await;
+    stack.wait_until_drained(2 * PATIENCE).await;
+
+    let unknown = stack.count("SELECT count(*) FROM webhook_attempts WHERE outcome = 'unknown'").await;
+    let posts = stack.receiver.received().len();
+    report(&format!("worker: {KILLS} kills, {} accepted, {posts} POSTs, {unknown} unknown attempts", outcome.accepted));
+    assert!(unknown > 0, "no kill hit a delivery under way");
+    stack.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_was_paused_past_its_lease_writes_nothing() {
+    let mut stack = Stack::builder("a_paused_worker").env("HTTP_CLIENT_TIMEOUT_SEC", "1").start().await;
+    let id = stack.post("{}", "?delay_ms=500").await.job_id;
+    stack.wait_for_deliveries(1).await;
+    stack.workers[0].signal(rustix::process::Signal::STOP);
+    stack.start_worker().await;
+    // RabbitMQ misses the heartbeats and hands the message on; the lease has ended by then or soon.
+    let second = wait_for("the second delivery", PATIENCE, async || stack.deliveries(id).get(1).cloned()).await;
+    assert_eq!(second.attempt, Some(2));
+    stack.wait_until_drained(PATIENCE).await;
+    stack.workers[0].signal(rustix::process::Signal::CONT);
+    // It now has an answer to its attempt, and a claim that somebody else has settled.
+    stack.workers[0].wait_for_word("lease_lost").await;
+
+    let job = stack.client.job(id).await;
+    assert_eq!((&job["attempts"][0]["outcome"], &job["status"]), (&"unknown".into(), &"success".into()), "{job}");
+    stack.finish().await;
+}
