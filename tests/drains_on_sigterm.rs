@@ -112,14 +112,6 @@ async fn the_worker_finishes_its_deliveries_and_gives_back_the_rest() {
     assert_eq!(usize::try_from(recorded), Ok(begun), "every delivery that was begun is recorded");
     assert!(begun < 4 * SLOTS, "there was nothing to give back");
     let waiting = u32::try_from(4 * SLOTS - begun).expect("it is small");
-    for _ in 0..20 {
-        harness::report(&format!(
-            "begun {begun} waiting {waiting} ready {} published {}",
-            stack.broker.ready().await,
-            count("SELECT count(*) FROM outbox WHERE published_at IS NOT NULL").await
-        ));
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
     wait_until("the rest to be back in the queue", PATIENCE, async || stack.broker.ready().await == waiting).await;
 
     stack.start_worker().await;

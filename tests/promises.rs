@@ -5,6 +5,7 @@ mod delivers_accepted_webhook;
 mod drains_on_sigterm;
 mod enqueues_from_sql;
 mod finds_violations;
+mod refuses_bad_requests;
 mod refuses_duplicate_messages;
 mod retries_failed_delivery;
 mod shares_work;

@@ -40,8 +40,7 @@ pub struct Claimed {
 /// Claims the messages' jobs for `worker` until `lease` has passed. Returns those that were free.
 ///
 /// # Errors
-/// The statement failed. If its commit is not known, the same messages may be claimed again: whatever
-/// it claimed is then refused until its lease ends.
+/// The statement failed. Whether it committed is not known: [`recover_claim`] comes before another try.
 pub async fn claim(
     pool: &PgPool,
     messages: &[Message],
@@ -56,13 +55,44 @@ pub async fn claim(
         UPDATE webhook_jobs AS job
         SET status = 'processing', attempt = job.attempt + 1, claimed_by = $3, updated_at = now(),
             lease_until = now() + make_interval(secs => $4)
-        FROM unnest($1::uuid[], $2::integer[]) AS message (job_id, attempt)
-        -- The guard: of any number of equal or stale messages, one finds the job like this.
-        WHERE job.id = message.job_id AND job.status = 'pending' AND job.attempt = message.attempt
+        FROM (
+            SELECT id FROM webhook_jobs JOIN unnest($1::uuid[], $2::integer[]) AS message (job_id, attempt)
+                -- The guard: of any number of equal or stale messages, one finds the job like this.
+                ON id = job_id AND status = 'pending' AND webhook_jobs.attempt = message.attempt
+            -- A row that somebody holds must not stop the others; it is refused, and comes again.
+            FOR UPDATE OF webhook_jobs SKIP LOCKED
+        ) AS free
+        WHERE job.id = free.id
         RETURNING job.id AS job_id, job.attempt, job.retry_count, job.max_attempts, job.client_url, job.payload,
                   job.headers, job.updated_at AS started_at, job.created_at"#,
         &job_ids,
         &attempts,
+        worker,
+        lease.as_secs_f64(),
+    );
+    on_connection(pool, async |connection| statement.fetch_all(connection).await).await
+}
+
+/// Finds what an earlier [`claim`] under the same name took without our hearing of it, and starts its lease
+/// anew. So `worker` must be a name that no other batch has.
+///
+/// # Errors
+/// The statement failed; it may be repeated.
+pub async fn recover_claim(
+    pool: &PgPool,
+    messages: &[Message],
+    worker: &str,
+    lease: Duration,
+) -> Result<Vec<Claimed>, sqlx::Error> {
+    let job_ids: Vec<Uuid> = messages.iter().map(|message| message.job_id).collect();
+    let statement = sqlx::query_as!(
+        Claimed,
+        r#"-- recover_claim
+        UPDATE webhook_jobs AS job SET updated_at = now(), lease_until = now() + make_interval(secs => $3)
+        WHERE id = ANY($1) AND status = 'processing' AND claimed_by = $2
+        RETURNING job.id AS job_id, job.attempt, job.retry_count, job.max_attempts, job.client_url, job.payload,
+                  job.headers, job.updated_at AS started_at, job.created_at"#,
+        &job_ids,
         worker,
         lease.as_secs_f64(),
     );
@@ -117,18 +147,19 @@ pub async fn look_up(pool: &PgPool, job_ids: &[Uuid]) -> Result<Vec<Standing>, s
 }
 
 /// Sets the alarms of leased jobs to the end of their leases, instead of the far republish interval: if
-/// the holder is lost, the relay finds out then. The caller acks its message and is free.
+/// the holder is lost, the relay finds out then. Those of jobs that are free but were locked ring in a
+/// second. The caller acks its messages and is free.
 ///
 /// # Errors
 /// The database cannot be asked.
 pub async fn ring_at_lease_end(pool: &PgPool, job_ids: &[Uuid]) -> Result<(), sqlx::Error> {
     let statement = sqlx::query!(
         "-- ring_at_lease_end
-        UPDATE outbox AS alarm SET due_at = job.lease_until
+        UPDATE outbox AS alarm SET due_at = coalesce(job.lease_until, now() + interval '1 second')
         FROM webhook_jobs AS job
-        WHERE job.id = ANY($1) AND job.status = 'processing' AND alarm.id = job.outbox_id
+        WHERE job.id = ANY($1) AND alarm.id = job.outbox_id AND alarm.published_at IS NOT NULL
           -- Not an alarm that was re-armed for the next attempt meanwhile.
-          AND alarm.attempt = job.attempt - 1",
+          AND alarm.attempt = CASE job.status WHEN 'processing' THEN job.attempt - 1 WHEN 'pending' THEN job.attempt END",
         job_ids
     );
     on_connection(pool, async |connection| statement.execute(connection).await).await?;

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt};
@@ -35,9 +36,11 @@ const CONSUMER_TAG: &str = "outhook-worker";
 /// Claims in one statement.
 const CLAIM_BATCH: usize = 200;
 
-/// The worker was asked to stop. The connection is still up, for the acks of what is under way.
+/// The worker was asked to stop. The channel is still up, for the acks of what is under way: dropped,
+/// it would close.
 pub(crate) struct Stopped {
     pub connection: Connection,
+    pub channel: Channel,
 }
 
 /// Why consuming ended.
@@ -64,7 +67,8 @@ pub(crate) async fn consume(
     stop: &CancellationToken,
     backoff: &mut Backoff,
 ) -> Result<Stopped, ConsumeError> {
-    let (connection, channel, mut consumer) = open(worker).await?;
+    let Some(opened) = until(stop, open(worker)).await else { return Err(ConsumeError::Ended) };
+    let (connection, channel, mut consumer) = opened?;
     backoff.reset();
     info!(worker = worker.name, "ready: consuming");
     loop {
@@ -75,7 +79,7 @@ pub(crate) async fn consume(
         process(worker, batch, slots, stop).await;
     }
     release_rest(&channel, consumer).await;
-    Ok(Stopped { connection })
+    Ok(Stopped { connection, channel })
 }
 
 async fn open(worker: &Worker) -> Result<(Connection, Channel, Consumer), ConsumeError> {
@@ -131,12 +135,7 @@ async fn process(
 ) {
     let mut received = read(batch).await;
     let messages: Vec<Message> = received.iter().map(|it| it.message.clone()).collect();
-    let lease = worker.config.delivery.lease();
-    let claim = || claim::claim(&worker.pool, &messages, &worker.name, lease);
-    let Some(claimed) = patiently(stop, claim).await else {
-        release_all(received).await;
-        return;
-    };
+    let claimed = claim_all(worker, &messages, stop).await;
     metrics::histogram!("outhook_worker_claim_batch_size").record(u32::try_from(received.len()).unwrap_or(u32::MAX));
     for job in claimed {
         let slot = slots.pop().expect("a slot was taken for each delivery");
@@ -147,6 +146,39 @@ async fn process(
         start(worker, job, received, slot);
     }
     refuse(worker, received, stop).await;
+}
+
+/// Claims what is free of the messages' jobs, and does not rest until Postgres has answered for each, or
+/// the stop.
+async fn claim_all(worker: &Worker, messages: &[Message], stop: &CancellationToken) -> Vec<Claimed> {
+    // A name of its own for each batch: what a lost answer claimed is found again by it.
+    let name = format!("{}#{}", worker.name, worker.claims.fetch_add(1, Ordering::Relaxed));
+    let lease = worker.config.delivery.lease();
+    let mut claimed: Vec<Claimed> = Vec::new();
+    let mut rest = messages.to_vec();
+    let mut size = rest.len();
+    let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
+    while !rest.is_empty() {
+        size = size.min(rest.len());
+        match claim::claim(&worker.pool, &rest[..size], &name, lease).await {
+            Ok(new) => {
+                claimed.extend(new);
+                rest.drain(..size);
+                continue;
+            }
+            Err(error) => warn!(%error, jobs = size, "cannot claim; trying again"),
+        }
+        // Perhaps it was too much for one answer.
+        size = (size / 2).max(1);
+        if until(stop, sleep(backoff.next_wait())).await.is_none() {
+            break;
+        }
+        let recover = || claim::recover_claim(&worker.pool, messages, &name, lease);
+        let Some(recovered) = patiently(stop, recover).await else { break };
+        claimed = recovered;
+        rest.retain(|message| claimed.iter().all(|job| job.job_id != message.job_id));
+    }
+    claimed
 }
 
 /// Decodes the batch; what cannot be read is dead-lettered.
@@ -188,15 +220,23 @@ async fn refuse(worker: &Arc<Worker>, refused: Vec<Received>, stop: &Cancellatio
         release_all(refused).await;
         return;
     };
-    let (lost, held): (Vec<Standing>, Vec<Standing>) =
-        standings.into_iter().filter(|it| it.status == Status::Processing).partition(|it| it.lease_expired);
-    let held: Vec<Uuid> = held.into_iter().map(|it| it.job_id).collect();
+    // Free after all, so somebody else held the row just then.
+    let was_locked = |it: &Standing| {
+        it.status == Status::Pending
+            && refused.iter().any(|of| (of.message.job_id, of.message.attempt) == (it.job_id, it.attempt))
+    };
+    let held: Vec<Uuid> = standings
+        .iter()
+        .filter(|it| (it.status == Status::Processing && !it.lease_expired) || was_locked(it))
+        .map(|it| it.job_id)
+        .collect();
     if !held.is_empty() && patiently(stop, || claim::ring_at_lease_end(&worker.pool, &held)).await.is_none() {
         release_all(refused).await;
         return;
     }
     // By job: the messages of one that is lost are acked after its settlement, the others now.
-    let mut lost: HashMap<Uuid, Standing> = lost.into_iter().map(|it| (it.job_id, it)).collect();
+    let lost = standings.into_iter().filter(|it| it.lease_expired);
+    let mut lost: HashMap<Uuid, Standing> = lost.map(|it| (it.job_id, it)).collect();
     for received in refused {
         let standing = lost.remove(&received.message.job_id);
         let worker = Arc::clone(worker);

@@ -51,6 +51,7 @@ fn log(
     let outcome = match recorded {
         Some(Recorded::Written) => status.as_str(),
         Some(Recorded::LeaseLost) => "lease_lost",
+        Some(Recorded::Unclear) => "unclear",
         Some(Recorded::Rejected) | None => "not_recorded",
     };
     info!(

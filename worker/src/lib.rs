@@ -13,6 +13,7 @@ mod signature;
 mod target_guard;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use outbox::backoff::Backoff;
@@ -47,6 +48,8 @@ pub(crate) struct Worker {
     pool: PgPool,
     sender: Sender,
     settler: Settler,
+    /// Batches claimed so far.
+    claims: AtomicU64,
     /// A slot for each request under way.
     slots: Arc<Semaphore>,
     /// The deliveries under way.
@@ -64,6 +67,7 @@ impl Worker {
             name: format!("{hostname}-{:08x}", rand::random::<u32>()),
             sender: Sender::new(&config.delivery, config.targets.clone())?,
             settler: Settler::start(pool.clone(), notifier, config.delivery.prefetch().into()),
+            claims: AtomicU64::new(0),
             slots: Arc::new(Semaphore::new(config.delivery.worker_concurrency.into())),
             pool,
             deliveries: TaskTracker::new(),
@@ -97,8 +101,9 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let mut backoff = Backoff::reconnect();
     while !stop.is_cancelled() {
         match consumer::consume(&worker, &stop, &mut backoff).await {
-            Ok(Stopped { connection }) => {
+            Ok(Stopped { connection, channel }) => {
                 worker.drain().await;
+                drop(channel);
                 // The last acks went out; RabbitMQ hands on whatever is left.
                 let _ = timeout(SETTLE_TIME, connection.close(200, "bye".into())).await;
                 return Ok(());

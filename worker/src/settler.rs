@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use outbox::backoff::Backoff;
 use outbox::batch::{BatchError, Batcher, Limits};
+use outbox::claim::ring_at_lease_end;
 use outbox::database::Failure;
 use outbox::job::Status;
 use outbox::notify::Notifier;
@@ -23,6 +25,8 @@ pub(crate) enum Recorded {
     Written,
     /// The attempt had lost its lease: nothing was written.
     LeaseLost,
+    /// One or the other: the answer to an earlier try was lost.
+    Unclear,
     /// The database refuses its content: nothing was written. The lease ends, and the attempt is recorded
     /// as unknown.
     Rejected,
@@ -57,35 +61,40 @@ impl Settler {
 async fn settle_all(pool: &PgPool, settlements: &[Settlement]) -> Vec<Recorded> {
     metrics::histogram!("outhook_worker_settle_batch_size")
         .record(u32::try_from(settlements.len()).unwrap_or(u32::MAX));
-    if let Ok(recorded) = settle_patiently(pool, settlements).await {
-        return recorded;
+    match settle(pool, settlements).await {
+        Ok(settled) => return settlements.iter().map(|it| recorded(it, &settled, false)).collect(),
+        Err(error) => warn!(%error, settlements = settlements.len(), "cannot record attempts; trying each by itself"),
     }
-    // One that the database refuses must not take the others with it.
-    let mut recorded = Vec::with_capacity(settlements.len());
-    for settlement in settlements {
-        let one = settle_patiently(pool, std::slice::from_ref(settlement)).await;
-        recorded.extend(one.unwrap_or_else(|rejected| {
-            error!(job_id = %settlement.job_id, error = %rejected, "an attempt cannot be recorded");
-            vec![Recorded::Rejected]
-        }));
-    }
-    recorded
+    // One that the database refuses, or whose row is locked, must not take the others with it.
+    join_all(settlements.iter().map(|settlement| settle_one(pool, settlement))).await
 }
 
-/// Settles a batch, waiting for a database that is away. Safe to repeat: what an earlier try committed
-/// is refused by the fence.
-///
-/// An error means that the database refuses the content of at least one.
-async fn settle_patiently(pool: &PgPool, settlements: &[Settlement]) -> Result<Vec<Recorded>, sqlx::Error> {
-    let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
-    let mut repeated = false;
-    loop {
-        match settle(pool, settlements).await {
-            Ok(settled) => return Ok(settlements.iter().map(|it| recorded(it, &settled, repeated)).collect()),
-            Err(rejected) if Failure::of(&rejected) == Failure::Rejected => return Err(rejected),
-            Err(error) => warn!(%error, settlements = settlements.len(), "cannot record attempts; trying again"),
+async fn settle_one(pool: &PgPool, settlement: &Settlement) -> Recorded {
+    match settle_patiently(pool, settlement).await {
+        Ok(recorded) => recorded,
+        Err(rejected) => {
+            error!(job_id = %settlement.job_id, error = %rejected, "an attempt cannot be recorded");
+            // So that it is found when the lease ends, not at the republish interval.
+            if let Err(error) = ring_at_lease_end(pool, &[settlement.job_id]).await {
+                warn!(%error, "its alarm stays where it is");
+            }
+            Recorded::Rejected
         }
-        repeated = true;
+    }
+}
+
+/// Settles one attempt again, waiting for a database that is away. Safe to repeat: what an earlier try
+/// committed is refused by the fence.
+///
+/// An error means that the database refuses its content.
+async fn settle_patiently(pool: &PgPool, settlement: &Settlement) -> Result<Recorded, sqlx::Error> {
+    let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
+    loop {
+        match settle(pool, std::slice::from_ref(settlement)).await {
+            Ok(settled) => return Ok(recorded(settlement, &settled, true)),
+            Err(rejected) if Failure::of(&rejected) == Failure::Rejected => return Err(rejected),
+            Err(error) => warn!(job_id = %settlement.job_id, %error, "cannot record an attempt; trying again"),
+        }
         sleep(backoff.next_wait()).await;
     }
 }
@@ -99,8 +108,8 @@ fn recorded(settlement: &Settlement, settled: &[Settled], repeated: bool) -> Rec
             metrics::counter!("outhook_worker_alarms_missing_total").increment(1);
             Recorded::Written
         }
-        // An earlier try may have committed without our hearing of it.
-        None if repeated => Recorded::Written,
+        // An earlier try may have committed without our hearing of it, or the lease was lost meanwhile.
+        None if repeated => Recorded::Unclear,
         None => Recorded::LeaseLost,
     }
 }
