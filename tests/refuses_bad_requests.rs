@@ -125,6 +125,7 @@ async fn json_that_is_malformed() {
 }
 
 /// Each is well-formed, and wrong in one field.
+#[allow(clippy::too_many_lines, reason = "it is a table")]
 fn bad_fields() -> Vec<(String, String)> {
     let long_url = format!("http://example.com/{}", "a".repeat(2_048));
     let many_headers: Value =

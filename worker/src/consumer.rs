@@ -190,7 +190,7 @@ async fn read(batch: Vec<Delivery>) -> Vec<Received> {
             Err(error) => {
                 warn!(%error, "poison: a message that cannot be read goes to the dead-letter queue");
                 metrics::counter!("outhook_worker_poison_total").increment(1);
-                answered(delivery.acker.reject(BasicRejectOptions { requeue: false }).await);
+                answered(&delivery.acker.reject(BasicRejectOptions { requeue: false }).await);
             }
         }
     }
@@ -284,12 +284,12 @@ where
 }
 
 async fn ack(delivery: &Delivery) {
-    answered(delivery.acker.ack(BasicAckOptions::default()).await);
+    answered(&delivery.acker.ack(BasicAckOptions::default()).await);
 }
 
 /// Gives back a message that was not looked at.
 async fn release(delivery: Delivery) {
-    answered(delivery.acker.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() }).await);
+    answered(&delivery.acker.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() }).await);
 }
 
 async fn release_all(received: Vec<Received>) {
@@ -299,7 +299,7 @@ async fn release_all(received: Vec<Received>) {
 }
 
 /// An answer that did not reach the broker means that the message comes again, and its claim is refused.
-fn answered(sent: Result<bool, lapin::Error>) {
+fn answered(sent: &Result<bool, lapin::Error>) {
     if !matches!(sent, Ok(true)) {
         debug!(?sent, "RabbitMQ did not get the answer for a message");
     }

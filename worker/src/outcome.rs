@@ -138,6 +138,7 @@ mod tests {
         }
     }
 
+    #[allow(clippy::unnecessary_wraps, reason = "it is one of the two kinds of an exchange")]
     fn answer(status: u16) -> Exchange {
         Ok(Answer { status, retry_after: None, excerpt: "body".to_owned() })
     }

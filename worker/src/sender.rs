@@ -114,7 +114,8 @@ impl Sender {
         payload: String,
         deadline: Instant,
     ) -> Result<Answer, SendError> {
-        let response = self.client.post(url).headers(headers).body(payload).send().await.map_err(describe)?;
+        let response =
+            self.client.post(url).headers(headers).body(payload).send().await.map_err(|error| describe(&error))?;
         // The guard has checked what was connected to; should it ever be got round, it shows here.
         if let Some(peer) = response.remote_addr() {
             self.policy.check_address(peer.ip())?;
@@ -177,7 +178,7 @@ async fn read_excerpt(mut response: Response, limit: usize, deadline: Instant) -
 }
 
 /// What went wrong, without the URL and the address in reqwest's own text.
-fn describe(error: reqwest::Error) -> SendError {
+fn describe(error: &reqwest::Error) -> SendError {
     let mut causes = std::iter::successors(error.source(), |&cause| cause.source());
     if let Some(refused) = causes.clone().find_map(|cause| cause.downcast_ref::<TargetError>()) {
         return SendError::Target(refused.clone());
