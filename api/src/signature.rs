@@ -158,7 +158,10 @@ mod tests {
     /// GitHub's documentation, "Validating webhook deliveries".
     const VECTOR: &str = "757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17";
 
-    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+    /// Headers, by name and value.
+    type Pairs<'a> = &'a [(&'static str, &'a str)];
+
+    fn headers(pairs: Pairs) -> HeaderMap {
         let mut headers = HeaderMap::new();
         for (name, value) in pairs {
             headers.append(*name, value.parse().expect("a header value"));
@@ -166,7 +169,7 @@ mod tests {
         headers
     }
 
-    fn verify(secrets: &str, pairs: &[(&'static str, &str)], body: &[u8]) -> Result<Verified, ApiError> {
+    fn verify(secrets: &str, pairs: Pairs, body: &[u8]) -> Result<Verified, ApiError> {
         let now = OffsetDateTime::from_unix_timestamp(1_614_265_330).expect("a moment");
         Secrets::parse(secrets).expect("secrets").verify(&headers(pairs), body, now)
     }
@@ -175,7 +178,7 @@ mod tests {
     fn plain_signatures() {
         let good = format!("sha256={VECTOR}");
         let wrong = format!("sha256={}", "0".repeat(64));
-        let cases: [(&str, &[(&'static str, &str)], bool); 14] = [
+        let cases: [(&str, Pairs, bool); 14] = [
             ("the published vector", &[("x-signature", &good)], true),
             ("none", &[], false),
             ("empty", &[("x-signature", "")], false),
