@@ -101,7 +101,7 @@ async fn listen_until_lost(
 mod tests {
     use super::*;
 
-    const LONG: Duration = Duration::from_secs(60);
+    const LONG: Duration = Duration::from_mins(1);
 
     #[tokio::test]
     async fn a_notification_between_reading_and_sleeping_ends_the_sleep() {
