@@ -2,6 +2,7 @@
 
 mod accepts_each_key_once;
 mod delivers_accepted_webhook;
+mod documents_every_variable;
 mod drains_on_sigterm;
 mod enqueues_from_sql;
 mod finds_violations;

@@ -1,0 +1,55 @@
+//! `.env.example` lists every variable of every service, with the default that the service has.
+
+use std::collections::BTreeMap;
+use std::process::Command;
+
+/// Variables and their defaults, `None` without one, as a program's `--help` shows them.
+fn of_help(program: &str) -> BTreeMap<String, Option<String>> {
+    let test = std::env::current_exe().expect("the test's own path is known");
+    let directory = test.ancestors().nth(2).expect("a test is in target/<profile>/deps");
+    let output =
+        Command::new(directory.join(program)).arg("--help").env_clear().output().expect("scripts/test built it");
+    assert!(output.status.success());
+    let help = String::from_utf8(output.stdout).expect("help is text");
+    let mut variables = BTreeMap::new();
+    let mut last = None;
+    for line in help.lines().map(str::trim) {
+        if let Some(name) = line.strip_prefix("[env: ") {
+            let name = name.trim_end_matches(']').trim_end_matches('=').to_owned();
+            variables.insert(name.clone(), None);
+            last = Some(name);
+        } else if let (Some(default), Some(name)) = (line.strip_prefix("[default: "), &last) {
+            variables.insert(name.clone(), Some(default.trim_end_matches(']').to_owned()));
+        }
+    }
+    variables
+}
+
+/// The same, as `.env.example` has them, and whether they are commented out.
+fn of_example() -> BTreeMap<String, (String, bool)> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../.env.example");
+    let text = std::fs::read_to_string(path).expect(".env.example is there");
+    let variable = |line: &str| {
+        let (line, commented) = line.strip_prefix("# ").map_or((line, false), |line| (line, true));
+        let (name, value) = line.split_once('=')?;
+        let is_name = name.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_');
+        is_name.then(|| (name.to_owned(), (value.to_owned(), commented)))
+    };
+    text.lines().filter_map(variable).collect()
+}
+
+#[test]
+fn the_example_is_the_whole_truth() {
+    let example = of_example();
+    let mut known = BTreeMap::new();
+    for program in ["outhook-api", "outhook-relay", "outhook-worker", "outhook-migrate", "outhook-receiver"] {
+        known.extend(of_help(program));
+    }
+    let (listed, existing): (Vec<_>, Vec<_>) = (example.keys().collect(), known.keys().collect());
+    assert_eq!(listed, existing, ".env.example and --help name different variables");
+    for (name, default) in known {
+        let Some(default) = default else { continue };
+        assert_eq!(example[&name].0, default, "the default of {name}");
+        assert!(!example[&name].1, "{name} has a default, so its line needs no comment sign");
+    }
+}
