@@ -1,6 +1,7 @@
 //! What Outhook promises, one file a promise. Each test runs the real programs against real servers.
 
 mod accepts_each_key_once;
+mod answers_without_postgres;
 mod delivers_accepted_webhook;
 mod documents_every_variable;
 mod drains_on_sigterm;
@@ -8,6 +9,7 @@ mod enqueues_from_sql;
 mod finds_violations;
 mod refuses_bad_requests;
 mod refuses_duplicate_messages;
+mod refuses_to_start;
 mod retries_failed_delivery;
 mod shares_work;
 mod survives_api_kill;

@@ -13,6 +13,9 @@ use crate::error::ApiError;
 /// Tries of a batch that another transaction was in the way of.
 const TRIES: u32 = 3;
 
+/// Jobs of a batch that may wait for somebody's lock, a second each, before the rest is given up.
+const MAX_LOCKED: usize = 2;
+
 /// Bytes of payloads in one statement, so that it ends within its time on any network that is worth it.
 const STATEMENT_BYTES: usize = 8 * 1024 * 1024;
 
@@ -102,6 +105,7 @@ async fn accept_together(pool: &PgPool, jobs: &[NewJob]) -> Result<Vec<Accepted>
 
 async fn accept_one_by_one(pool: &PgPool, jobs: &[NewJob]) -> Vec<Answer> {
     let mut answers = Vec::with_capacity(jobs.len());
+    let mut locked = 0;
     for (position, job) in jobs.iter().enumerate() {
         match accept_together(pool, std::slice::from_ref(job)).await {
             Ok(accepted) => answers.extend(accepted.into_iter().map(Ok)),
@@ -109,9 +113,13 @@ async fn accept_one_by_one(pool: &PgPool, jobs: &[NewJob]) -> Vec<Answer> {
                 error!(job_id = %job.id, "the database refuses what the api let through");
                 answers.push(Err(ApiError::InvalidField("the database refuses one of the fields".to_owned())));
             }
-            Err(Failure::Conflict | Failure::Locked) => answers.push(Err(ApiError::Unavailable)),
-            // Postgres went away: the others must not wait for that one after the other.
-            Err(Failure::Unavailable) => {
+            Err(Failure::Locked) if locked < MAX_LOCKED => {
+                locked += 1;
+                answers.push(Err(ApiError::Unavailable));
+            }
+            Err(Failure::Conflict) => answers.push(Err(ApiError::Unavailable)),
+            // Postgres went away, or all is locked: the others must not wait for that one after the other.
+            Err(Failure::Unavailable | Failure::Locked) => {
                 answers.extend(unavailable(&jobs[position..]));
                 break;
             }

@@ -152,9 +152,9 @@ pub async fn look_up(pool: &PgPool, job_ids: &[Uuid]) -> Result<Vec<Standing>, s
 ///
 /// # Errors
 /// The database cannot be asked.
-pub async fn ring_at_lease_end(pool: &PgPool, job_ids: &[Uuid]) -> Result<(), sqlx::Error> {
+pub async fn ring_later(pool: &PgPool, job_ids: &[Uuid]) -> Result<(), sqlx::Error> {
     let statement = sqlx::query!(
-        "-- ring_at_lease_end
+        "-- ring_later
         UPDATE outbox AS alarm SET due_at = coalesce(job.lease_until, now() + interval '1 second')
         FROM webhook_jobs AS job
         WHERE job.id = ANY($1) AND alarm.id = job.outbox_id AND alarm.published_at IS NOT NULL

@@ -28,11 +28,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     for _ in 0..config.publish.relay_lanes {
         lanes.spawn(Lane::new(config.clone(), notified.clone(), stop.clone()).run());
     }
-    tokio::select! {
-        () = stop.cancelled() => {}
-        // A lane ends only when it is asked to.
-        Some(ended) = lanes.join_next() => ended?,
-    }
+    stop.cancelled().await;
     // A batch that does not end in time is left as a kill would leave it: due, to be published again.
     let drained = tokio::time::timeout(config.shutdown.timeout(), lanes.join_all()).await;
     info!(drained = drained.is_ok(), "stopped");

@@ -1,7 +1,7 @@
 //! The real binaries, as child processes.
 
 use std::path::PathBuf;
-use std::process::{ExitStatus, Stdio};
+use std::process::{ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -70,10 +70,15 @@ async fn binaries() -> PathBuf {
     directory
 }
 
+/// Runs a program to its end.
+pub async fn output(program: Program, environment: &[(&str, &str)]) -> Output {
+    let output = command(program, environment).await.output();
+    timeout(SERVICE_TIMEOUT, output).await.expect("the program ends in time").expect("it can be run")
+}
+
 /// Runs a program to its end, which must be a good one.
 pub async fn run(program: Program, environment: &[(&str, &str)]) {
-    let output = command(program, environment).await.output();
-    let output = timeout(SERVICE_TIMEOUT, output).await.expect("the program ends in time").expect("it can be run");
+    let output = output(program, environment).await;
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program:?} ended with {}:\n{said}", output.status);
 }

@@ -230,7 +230,7 @@ async fn refuse(worker: &Arc<Worker>, refused: Vec<Received>, stop: &Cancellatio
         .filter(|it| (it.status == Status::Processing && !it.lease_expired) || was_locked(it))
         .map(|it| it.job_id)
         .collect();
-    if !held.is_empty() && patiently(stop, || claim::ring_at_lease_end(&worker.pool, &held)).await.is_none() {
+    if !held.is_empty() && patiently(stop, || claim::ring_later(&worker.pool, &held)).await.is_none() {
         release_all(refused).await;
         return;
     }

@@ -108,6 +108,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
                 let _ = timeout(SETTLE_TIME, connection.close(200, "bye".into())).await;
                 return Ok(());
             }
+            Err(_) if stop.is_cancelled() => break,
             Err(lost) => warn!(error = %lost, "not consuming; deliveries under way go on"),
         }
         metrics::counter!("outhook_worker_reconnects_total").increment(1);

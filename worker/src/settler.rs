@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use outbox::backoff::Backoff;
 use outbox::batch::{BatchError, Batcher, Limits};
-use outbox::claim::ring_at_lease_end;
+use outbox::claim::ring_later;
 use outbox::database::Failure;
 use outbox::job::Status;
 use outbox::notify::Notifier;
@@ -75,7 +75,7 @@ async fn settle_one(pool: &PgPool, settlement: &Settlement) -> Recorded {
         Err(rejected) => {
             error!(job_id = %settlement.job_id, error = %rejected, "an attempt cannot be recorded");
             // So that it is found when the lease ends, not at the republish interval.
-            if let Err(error) = ring_at_lease_end(pool, &[settlement.job_id]).await {
+            if let Err(error) = ring_later(pool, &[settlement.job_id]).await {
                 warn!(%error, "its alarm stays where it is");
             }
             Recorded::Rejected

@@ -1,0 +1,116 @@
+//! While Postgres is away, slow or held by somebody, a caller gets 503 in bounded time and can send again
+//! with its key; a broker that is away is no caller's concern.
+
+use std::time::{Duration, Instant};
+
+use harness::client::{Response, body, send};
+use harness::tcp_proxy::Direction;
+use harness::{Mode, PATIENCE, Servers, Stack, TcpProxy, wait_until};
+
+const TARGET: &str = "http://127.0.0.1:9/hook";
+
+/// What the api may take: a time-out of its own (6 s for a statement, 1 s for a connection) twice, since a
+/// request may come right behind a batch that waits. The rest is for a busy machine.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// Only the api, with a proxy before its database. Nobody listens to RabbitMQ.
+async fn api(test: &'static str) -> (Stack, TcpProxy) {
+    let (proxy, _) = TcpProxy::before(&Servers::shared().await.database_url).await;
+    (Stack::builder(test).relays(0).workers(0).database_through(&proxy).start().await, proxy)
+}
+
+async fn post(stack: &Stack, key: &str) -> Response {
+    let started = Instant::now();
+    let response = send(stack.client.request(body("{}", TARGET, "")).header("Idempotency-Key", key)).await;
+    assert!(started.elapsed() < LIMIT, "the answer took {:?}", started.elapsed());
+    response.expect("the api answers")
+}
+
+fn assert_unavailable(response: &Response) {
+    assert_eq!(response.status, 503, "{}", response.body);
+    assert_eq!(response.json()["error"]["code"], "unavailable");
+    assert_eq!(response.headers["retry-after"], "1");
+}
+
+async fn get(stack: &Stack, path: &str) -> Response {
+    send(stack.client.get(path)).await.expect("the api answers")
+}
+
+async fn jobs(stack: &Stack) -> i64 {
+    stack.count("SELECT count(*) FROM webhook_jobs").await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn postgres_is_gone_and_comes_back() {
+    let (stack, proxy) = api("postgres_is_gone").await;
+    assert_eq!(post(&stack, "before").await.status, 202);
+
+    proxy.set(Mode::Reset);
+    assert_unavailable(&post(&stack, "meanwhile").await);
+    assert_eq!(get(&stack, "/health").await.status, 200, "the process lives");
+    let ready = get(&stack, "/ready").await;
+    assert_eq!(ready.status, 503);
+    assert_ne!(ready.json()["postgres"], "ok", "{}", ready.body);
+
+    proxy.set(Mode::Forward);
+    wait_until("the api to accept again", PATIENCE, async || post(&stack, "meanwhile").await.status == 202).await;
+    assert_eq!(jobs(&stack).await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_answer_to_a_commit_is_lost() {
+    let (stack, proxy) = api("an_answer_is_lost").await;
+    assert_eq!(post(&stack, "first").await.status, 202);
+
+    // The statement waits for this lock while the way back is cut; then it goes on and commits.
+    let mut holder = stack.pool().begin().await.expect("a transaction");
+    sqlx::query("LOCK TABLE webhook_jobs IN ACCESS EXCLUSIVE MODE").execute(&mut *holder).await.expect("the lock");
+    let cut = async {
+        let waiting = "SELECT count(*) FROM pg_stat_activity
+            WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '-- accept_jobs%'";
+        wait_until("the statement to wait", PATIENCE, async || stack.count(waiting).await == 1).await;
+        proxy.set(Mode::Drop(Direction::ToClient));
+        holder.rollback().await.expect("the lock goes");
+    };
+    let (response, ()) = tokio::join!(post(&stack, "unknown"), cut);
+    assert_unavailable(&response);
+    assert_eq!(jobs(&stack).await, 2, "it was committed, and nobody heard of it");
+
+    proxy.set(Mode::Forward);
+    wait_until("the same key to find the same job", PATIENCE, async || post(&stack, "unknown").await.status == 200)
+        .await;
+    assert_eq!(jobs(&stack).await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_connection_waits_for_a_lock() {
+    let (stack, _proxy) = api("every_connection_waits").await;
+    let mut holder = stack.pool().begin().await.expect("a transaction");
+    sqlx::query("LOCK TABLE webhook_jobs IN ACCESS EXCLUSIVE MODE").execute(&mut *holder).await.expect("the lock");
+
+    let keys: Vec<String> = (0..20).map(|number| format!("key-{number}")).collect();
+    let posts = futures_util::future::join_all(keys.iter().map(|key| post(&stack, key))).await;
+    posts.iter().for_each(assert_unavailable);
+    assert_eq!(get(&stack, "/health").await.status, 200);
+
+    holder.rollback().await.expect("the lock goes");
+    assert_eq!(post(&stack, "key-0").await.status, 202);
+    assert_eq!(jobs(&stack).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn somebody_holds_one_key_and_the_others_pass() {
+    let (stack, _proxy) = api("somebody_holds_one_key").await;
+    let mut holder = stack.pool().begin().await.expect("a transaction");
+    let enqueue = "SELECT outhook.enqueue('http://example.com/', '{}', idempotency_key => 'held')";
+    sqlx::query(enqueue).execute(&mut *holder).await.expect("it is enqueued");
+
+    let keys: Vec<String> = (0..20).map(|number| format!("key-{number}")).chain(["held".to_owned()]).collect();
+    let posts = futures_util::future::join_all(keys.iter().map(|key| post(&stack, key))).await;
+    let (held, others) = posts.split_last().expect("there are 21");
+    assert_unavailable(held);
+    assert!(others.iter().all(|response| response.status == 202), "one key must hurt only itself");
+
+    holder.rollback().await.expect("the key is free");
+    assert_eq!(post(&stack, "held").await.status, 202);
+}

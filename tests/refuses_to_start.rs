@@ -1,0 +1,100 @@
+//! A wrong or missing value is one sentence and exit 2; a schema of another version is one and exit 1. No
+//! sentence repeats a value, which may be a secret.
+
+use harness::database::Database;
+use harness::processes::output;
+use harness::{Program, Servers};
+
+type Environment = Vec<(&'static str, &'static str)>;
+
+const SECRET: &str = "hunter2";
+const DATABASE: (&str, &str) = ("DATABASE_URL", "postgres://outhook:hunter2@127.0.0.1:1/outhook");
+const BROKER: (&str, &str) = ("RABBITMQ_URL", "amqp://guest:hunter2@127.0.0.1:1/%2f");
+const HMAC: (&str, &str) = ("HMAC_SECRET", "0123456789abcdef");
+const TOKEN: (&str, &str) = ("API_TOKEN", "0123456789abcdef");
+
+async fn sentence(program: Program, environment: &[(&str, &str)], status: i32) -> String {
+    let output = output(program, environment).await;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(status), "{said}");
+    assert!(!said.contains(SECRET), "a value is repeated: {said}");
+    assert!(!said.contains("panicked"), "{said}");
+    said
+}
+
+#[tokio::test]
+async fn a_wrong_or_missing_value_is_one_sentence() {
+    let api = [DATABASE, HMAC, TOKEN];
+    let worker = [DATABASE, BROKER];
+    let rows: Vec<(Program, Environment, &str)> = vec![
+        (Program::Migrate, vec![], "outhook-migrate: DATABASE_URL is not set; see --help"),
+        (Program::Api, vec![DATABASE, TOKEN], "outhook-api: HMAC_SECRET is not set; see --help"),
+        (Program::Relay, vec![DATABASE], "outhook-relay: RABBITMQ_URL is not set; see --help"),
+        (Program::Worker, vec![BROKER], "outhook-worker: DATABASE_URL is not set; see --help"),
+        (
+            Program::Api,
+            vec![DATABASE, TOKEN, ("HMAC_SECRET", SECRET)],
+            "HMAC_SECRET cannot be used: each secret must have",
+        ),
+        (
+            Program::Api,
+            vec![DATABASE, HMAC, ("API_TOKEN", SECRET)],
+            "API_TOKEN cannot be used: it must have at least 16",
+        ),
+        (Program::Api, [&api[..], &[("APP_PORT", SECRET)]].concat(), "APP_PORT cannot be used: "),
+        (Program::Api, [&api[..], &[("MAX_BODY_BYTES", "1")]].concat(), "MAX_BODY_BYTES cannot be used: 1 is not in"),
+        (
+            Program::Api,
+            [&api[..], &[("ALLOW_NETWORKS", SECRET)]].concat(),
+            "ALLOW_NETWORKS cannot be used: each must be",
+        ),
+        (Program::Api, [&api[..], &[("LOG_FORMAT", SECRET)]].concat(), "LOG_FORMAT must be one of: json, text"),
+        (
+            Program::Worker,
+            [&worker[..], &[("WEBHOOK_SIGNING_SECRET", SECRET)]].concat(),
+            "a key must start with whsec_",
+        ),
+        (
+            Program::Worker,
+            [&worker[..], &[("WORKER_CONCURRENCY", "0")]].concat(),
+            "WORKER_CONCURRENCY cannot be used: 0 is",
+        ),
+        (Program::Relay, vec![DATABASE, ("RABBITMQ_URL", SECRET)], "RABBITMQ_URL cannot be used: it is not an amqp"),
+        (Program::Relay, vec![BROKER, ("DATABASE_URL", SECRET)], "DATABASE_URL cannot be used: it is not a URL like"),
+    ];
+    for (program, environment, expected) in rows {
+        let said = sentence(program, &environment, 2).await;
+        assert!(said.contains(expected), "{program:?} with {environment:?} says: {said}");
+        assert_eq!(said.trim_end().lines().count(), 1, "{said}");
+    }
+}
+
+#[tokio::test]
+async fn a_schema_of_another_version_is_refused() {
+    let database = Database::create(Servers::shared().await, "a_schema_of_another_version").await;
+    let url = ("DATABASE_URL", database.url.as_str());
+    let services = [
+        (Program::Api, vec![url, HMAC, TOKEN, ("APP_HOST", "127.0.0.1"), ("APP_PORT", "0")]),
+        (Program::Relay, vec![url, BROKER]),
+        (Program::Worker, vec![url, BROKER]),
+    ];
+    let changes = [
+        (
+            "DELETE FROM refinery_schema_history WHERE version = 2",
+            "schema version 1, this build needs 2: run outhook-migrate",
+        ),
+        (
+            "UPDATE refinery_schema_history SET version = 99",
+            "schema version 99, this build knows only 2: run a newer build",
+        ),
+        ("DROP TABLE refinery_schema_history", "no Outhook schema: run outhook-migrate"),
+    ];
+    for (change, expected) in changes {
+        sqlx::query(change).execute(&database.pool).await.expect("the change");
+        for (program, environment) in &services {
+            let said = sentence(*program, environment, 1).await;
+            assert!(said.contains(expected), "{program:?}: {said}");
+        }
+    }
+    database.drop().await;
+}
