@@ -21,8 +21,11 @@ BEGIN
 END;
 $$;
 
+-- A lease that its own holder starts anew is no transition; one that changes hands is.
 CREATE TRIGGER harness_log_transition AFTER UPDATE ON webhook_jobs
-    FOR EACH ROW EXECUTE FUNCTION harness.log_transition();
+    FOR EACH ROW
+    WHEN ((OLD.status, OLD.attempt, OLD.claimed_by) IS DISTINCT FROM (NEW.status, NEW.attempt, NEW.claimed_by))
+    EXECUTE FUNCTION harness.log_transition();
 
 CREATE TABLE harness.publications (
     at          timestamptz NOT NULL DEFAULT clock_timestamp(),

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use futures_util::{FutureExt, StreamExt};
 use lapin::message::Delivery;
 use lapin::options::{
@@ -183,17 +184,21 @@ async fn claim_all(worker: &Worker, messages: &[Message], stop: &CancellationTok
 
 /// Decodes the batch; what cannot be read is dead-lettered.
 async fn read(batch: Vec<Delivery>) -> Vec<Received> {
-    let mut received = Vec::with_capacity(batch.len());
+    let (mut received, mut poison) = (Vec::with_capacity(batch.len()), Vec::new());
     for delivery in batch {
         match Message::decode(&delivery.data) {
             Ok(message) => received.push(Received { message, delivery }),
             Err(error) => {
                 warn!(%error, "poison: a message that cannot be read goes to the dead-letter queue");
                 metrics::counter!("outhook_worker_poison_total").increment(1);
-                answered(&delivery.acker.reject(BasicRejectOptions { requeue: false }).await);
+                poison.push(delivery);
             }
         }
     }
+    let reject = |delivery: Delivery| async move {
+        answer(delivery.acker.reject(BasicRejectOptions { requeue: false })).await;
+    };
+    join_all(poison.into_iter().map(reject)).await;
     received
 }
 
@@ -217,7 +222,7 @@ async fn refuse(worker: &Arc<Worker>, refused: Vec<Received>, stop: &Cancellatio
     metrics::counter!("outhook_worker_refused_total").increment(refused.len() as u64);
     let job_ids: Vec<Uuid> = refused.iter().map(|it| it.message.job_id).collect();
     let Some(standings) = patiently(stop, || claim::look_up(&worker.pool, &job_ids)).await else {
-        release_all(refused).await;
+        release_all(refused.into_iter().map(|it| it.delivery)).await;
         return;
     };
     // Free after all, so somebody else held the row just then.
@@ -231,7 +236,7 @@ async fn refuse(worker: &Arc<Worker>, refused: Vec<Received>, stop: &Cancellatio
         .map(|it| it.job_id)
         .collect();
     if !held.is_empty() && patiently(stop, || claim::ring_later(&worker.pool, &held)).await.is_none() {
-        release_all(refused).await;
+        release_all(refused.into_iter().map(|it| it.delivery)).await;
         return;
     }
     // By job: the messages of one that is lost are acked after its settlement, the others now.
@@ -284,22 +289,22 @@ where
 }
 
 async fn ack(delivery: &Delivery) {
-    answered(&delivery.acker.ack(BasicAckOptions::default()).await);
+    answer(delivery.acker.ack(BasicAckOptions::default())).await;
 }
 
 /// Gives back a message that was not looked at.
 async fn release(delivery: Delivery) {
-    answered(&delivery.acker.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() }).await);
+    answer(delivery.acker.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() })).await;
 }
 
-async fn release_all(received: Vec<Received>) {
-    for it in received {
-        release(it.delivery).await;
-    }
+async fn release_all(deliveries: impl IntoIterator<Item = Delivery>) {
+    join_all(deliveries.into_iter().map(release)).await;
 }
 
-/// An answer that did not reach the broker means that the message comes again, and its claim is refused.
-fn answered(sent: &Result<bool, lapin::Error>) {
+/// Sends the answer for a message. One that does not reach the broker means that the message comes again,
+/// and its claim is refused. Bounded: on a connection that is blocked or lost, it may never be sent.
+async fn answer(sent: impl Future<Output = Result<bool, lapin::Error>>) {
+    let sent = within("an ack", sent).await;
     if !matches!(sent, Ok(true)) {
         debug!(?sent, "RabbitMQ did not get the answer for a message");
     }
@@ -313,7 +318,6 @@ async fn release_rest(channel: &Channel, mut consumer: Consumer) {
         return;
     }
     // Everything that was sent before the answer is at hand.
-    while let Some(Some(Ok(delivery))) = consumer.next().now_or_never() {
-        release(delivery).await;
-    }
+    let rest = std::iter::from_fn(|| consumer.next().now_or_never()??.ok());
+    release_all(rest).await;
 }
