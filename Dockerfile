@@ -12,7 +12,7 @@ RUN rm -rf .sqlx scripts \
 
 FROM rust:1.95-bookworm AS build
 WORKDIR /src
-ENV PACKAGES="-p outhook-api -p outhook-relay -p outhook-worker -p outhook-migrate -p receiver"
+ENV PACKAGES="-p outhook-api -p outhook-relay -p outhook-worker -p outhook-migrate -p outhook-check -p receiver"
 COPY --from=manifests /src .
 RUN cargo build --release --locked $PACKAGES
 COPY . .
@@ -20,7 +20,7 @@ COPY . .
 RUN find . -path ./target -prune -o -type f -exec touch {} + \
  && cargo build --release --locked $PACKAGES \
  && cd target/release \
- && install -D -t /programs outhook-api outhook-relay outhook-worker outhook-migrate outhook-receiver
+ && install -D -t /programs outhook-api outhook-relay outhook-worker outhook-migrate outhook-check outhook-receiver
 
 FROM debian:bookworm-slim
 RUN apt-get update \

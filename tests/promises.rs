@@ -2,6 +2,7 @@
 
 mod accepts_each_key_once;
 mod answers_without_postgres;
+mod checks_a_running_system;
 mod delivers_accepted_webhook;
 mod documents_every_variable;
 mod drains_on_sigterm;
@@ -13,6 +14,7 @@ mod refuses_to_start;
 mod retries_failed_delivery;
 mod shares_work;
 mod survives_api_kill;
+mod survives_kill_points;
 mod survives_lost_connections;
 mod survives_relay_kill;
 mod survives_worker_kill;

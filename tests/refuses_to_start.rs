@@ -14,7 +14,7 @@ const HMAC: (&str, &str) = ("HMAC_SECRET", "0123456789abcdef");
 const TOKEN: (&str, &str) = ("API_TOKEN", "0123456789abcdef");
 
 async fn sentence(program: Program, environment: &[(&str, &str)], status: i32) -> String {
-    let output = output(program, environment).await;
+    let output = output(program, environment, &[]).await;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(status), "{said}");
     assert!(!said.contains(SECRET), "a value is repeated: {said}");

@@ -3,6 +3,7 @@
 use outbox::batch::{BatchError, Batcher, Limits};
 use outbox::database::Failure;
 use outbox::enqueue::{Accepted, NewJob, accept};
+use outbox::kill_point;
 use outbox::notify::Notifier;
 use sqlx::PgPool;
 use tracing::{error, warn};
@@ -33,7 +34,9 @@ impl Ingest {
         let batcher = Batcher::start(limits, move |jobs: Vec<NewJob>| {
             let (pool, notifier) = (pool.clone(), notifier.clone());
             async move {
+                kill_point!("api.before_commit");
                 let answers = accept_all(&pool, &jobs).await;
+                kill_point!("api.after_commit");
                 // After the commit and outside it: a hint for the relay.
                 notifier.wake_relays();
                 answers

@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use crate::database::on_connection;
 use crate::job::Status;
+use crate::kill_point_in;
 use crate::message::Message;
 
 /// A job that this worker may attempt now, once.
@@ -70,7 +71,8 @@ pub async fn claim(
         worker,
         lease.as_secs_f64(),
     );
-    on_connection(pool, async |connection| statement.fetch_all(connection).await).await
+    on_connection(pool, async |connection| kill_point_in!("worker.in_claim", statement.fetch_all(connection)).await)
+        .await
 }
 
 /// Finds what an earlier [`claim`] under the same name took without our hearing of it, and starts its lease

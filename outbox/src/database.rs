@@ -133,10 +133,11 @@ impl DatabaseConfig {
     pub async fn require_schema(&self, application: &str, stop: &CancellationToken) -> Result<(), DatabaseError> {
         let mut backoff = Backoff::reconnect();
         loop {
-            let found = stop.run_until_cancelled(self.find_schema_version(application)).await;
-            match found.unwrap_or(Ok(Some(SCHEMA_VERSION))) {
-                Ok(found) => return check_version(found),
-                Err(error) => warn!(%error, "waiting for Postgres"),
+            match stop.run_until_cancelled(self.check_schema(application)).await.unwrap_or(Ok(())) {
+                Err(error @ (DatabaseError::Postgres(_) | DatabaseError::Timeout)) => {
+                    warn!(%error, "waiting for Postgres");
+                }
+                checked => return checked,
             }
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
@@ -145,8 +146,12 @@ impl DatabaseConfig {
         }
     }
 
-    async fn find_schema_version(&self, application: &str) -> Result<Option<u32>, DatabaseError> {
-        schema_version(&self.connect(application).await?).await
+    /// Checks, without waiting, that the schema is the one this build knows.
+    ///
+    /// # Errors
+    /// Postgres cannot be asked, or the schema is older or newer.
+    pub async fn check_schema(&self, application: &str) -> Result<(), DatabaseError> {
+        check_version(schema_version(&self.connect(application).await?).await?)
     }
 }
 

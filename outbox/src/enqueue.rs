@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use crate::database::on_connection;
 use crate::job::Status;
+use crate::kill_point_in;
 
 /// A webhook as it was accepted, checked by whoever accepts it.
 #[derive(Clone, Debug)]
@@ -61,7 +62,7 @@ pub enum Accepted {
 /// The statement failed; [`crate::database::Failure::of`] tells whether anything can have been written.
 pub async fn accept(pool: &PgPool, jobs: &[NewJob]) -> Result<Vec<Accepted>, sqlx::Error> {
     let (new, known) = on_connection(pool, async |connection| {
-        let new = insert(connection, jobs).await?;
+        let new = kill_point_in!("api.in_commit", insert(connection, jobs)).await?;
         let known = if new.len() == jobs.len() { HashMap::new() } else { find_keys(connection, jobs).await? };
         Ok((new, known))
     })

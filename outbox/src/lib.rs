@@ -21,6 +21,42 @@ pub mod batch;
 pub mod clock;
 pub mod database;
 pub mod env;
+#[cfg(feature = "kill-points")]
+pub mod kill_point;
 pub mod notify;
 pub mod shutdown;
 pub mod telemetry;
+
+/// A point at which a test may end the process: see the module `kill_point`. Nothing without its feature.
+#[cfg(feature = "kill-points")]
+#[macro_export]
+macro_rules! kill_point {
+    ($point:literal) => {
+        $crate::kill_point::pass($point)
+    };
+}
+
+/// The same while a future is under way, whose output this is.
+#[cfg(feature = "kill-points")]
+#[macro_export]
+macro_rules! kill_point_in {
+    ($point:literal, $future:expr) => {
+        $crate::kill_point::pass_in($point, $future)
+    };
+}
+
+/// A point at which a test may end the process. This build has none.
+#[cfg(not(feature = "kill-points"))]
+#[macro_export]
+macro_rules! kill_point {
+    ($point:literal) => {};
+}
+
+/// A point at which a test may end the process. This build has none.
+#[cfg(not(feature = "kill-points"))]
+#[macro_export]
+macro_rules! kill_point_in {
+    ($point:literal, $future:expr) => {
+        $future
+    };
+}

@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use crate::database::on_connection;
 use crate::job::{Outcome, Status};
+use crate::kill_point_in;
 
 /// What became of an attempt, to be recorded.
 #[derive(Clone, Debug)]
@@ -116,5 +117,6 @@ pub async fn settle(pool: &PgPool, settlements: &[Settlement]) -> Result<Vec<Set
         &errors as _,
         &excerpts as _,
     );
-    on_connection(pool, async |connection| statement.fetch_all(connection).await).await
+    on_connection(pool, async |connection| kill_point_in!("worker.in_settle", statement.fetch_all(connection)).await)
+        .await
 }

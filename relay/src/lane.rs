@@ -6,6 +6,7 @@ use std::time::Duration;
 use outbox::backoff::Backoff;
 use outbox::database::DatabaseError;
 use outbox::due;
+use outbox::kill_point;
 use outbox::topology::BrokerError;
 use tokio::time::{sleep, timeout};
 use tokio_postgres::Client;
@@ -188,8 +189,10 @@ impl Lane {
         if !broker.queue_exists(&connection).await? {
             let rows = rewind(database).await?;
             info!(rows, "the queue does not exist: made its messages due again");
+            kill_point!("relay.after_rewind");
         }
         self.publisher = Some(Publisher::open(connection, broker).await?);
+        kill_point!("relay.after_declare");
         Ok(())
     }
 

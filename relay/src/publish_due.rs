@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use outbox::database::DatabaseError;
 use outbox::due::{self, DueRow};
+use outbox::{kill_point, kill_point_in};
 use tokio_postgres::Client;
 use tracing::debug;
 
@@ -34,10 +35,12 @@ pub(crate) async fn publish_due(
     if claimed.is_empty() {
         return Ok(Turn { claimed: 0, all_refused: false });
     }
+    kill_point!("relay.after_claim");
     let turn_size = claimed.len();
     let rows = due::put_right(&transaction, claimed).await?;
     let answers = publisher.publish(&rows).await;
 
+    kill_point!("relay.before_mark");
     let (confirmed, others) = split(&rows, &answers);
     if !confirmed.is_empty() {
         due::mark_published(&transaction, &confirmed, config.republish_interval()).await?;
@@ -45,7 +48,9 @@ pub(crate) async fn publish_due(
     if !others.is_empty() {
         due::push_back(&transaction, &others, REFUSED_DELAY).await?;
     }
-    transaction.commit().await?;
+    kill_point!("relay.before_commit");
+    kill_point_in!("relay.in_commit", transaction.commit()).await?;
+    kill_point!("relay.after_commit");
 
     count(&rows, &answers);
     debug!(claimed = turn_size, confirmed = confirmed.len(), others = others.len(), "published");

@@ -11,6 +11,7 @@ use futures_util::future::join_all;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, Event};
 use outbox::due::DueRow;
+use outbox::kill_point;
 use outbox::topology::{BROKER_TIMEOUT, BrokerConfig, BrokerError, within};
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
@@ -87,7 +88,10 @@ impl Publisher {
         let mut confirms = Vec::with_capacity(rows.len());
         for row in rows {
             match timeout_at(deadline, self.publish_one(row)).await {
-                Ok(Ok(confirm)) => confirms.push(confirm),
+                Ok(Ok(confirm)) => {
+                    confirms.push(confirm);
+                    kill_point!("relay.between_publishes");
+                }
                 Ok(Err(error)) => {
                     warn!(%error, "publishing failed");
                     break;
@@ -95,6 +99,7 @@ impl Publisher {
                 Err(_) => break,
             }
         }
+        kill_point!("relay.after_last_publish");
         let confirmations = join_all(confirms.into_iter().map(|confirm| timeout_at(deadline, confirm))).await;
         let confirmations = confirmations.into_iter().map(|result| result.ok().and_then(Result::ok)).collect();
         let (answers, spent) = judge(rows, confirmations);

@@ -91,6 +91,12 @@ impl Broker {
         wire
     }
 
+    /// Deletes the queue with all that is in it, as a broker that was wiped.
+    pub async fn delete_queue(&self) {
+        let queue = self.names.queue.as_str().into();
+        self.channel().await.queue_delete(queue, QueueDeleteOptions::default()).await.expect("the queue goes");
+    }
+
     /// Removes the stack's queues and exchange.
     pub async fn delete(self) {
         let channel = self.channel().await;

@@ -1,35 +1,21 @@
-//! What must hold after every fault: `invariants.sql`, run over the database and the receiver's log.
+//! What must hold after every fault: the checker that operators have, `outhook-check`, and what only the
+//! tests can see besides, `evidence.sql`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use outhook_check::{ALWAYS, AT_REST, Bounds, Invariant, Violation};
 use receiver::Received;
-use sqlx::{AssertSqlSafe, PgPool};
+use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::Accepted;
 
-/// One statement for each invariant.
-const STATEMENTS: &str = include_str!("invariants.sql");
+/// What callers, receivers and the observer know.
+const EVIDENCE: &str = include_str!("evidence.sql");
 
-/// Offending rows shown of one invariant.
-const ROWS_SHOWN: usize = 10;
-
-/// An invariant that does not hold.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Violation {
-    /// Its name and sentence.
-    pub invariant: String,
-    /// The rows that break it, in words.
-    pub rows: Vec<String>,
-}
-
-impl std::fmt::Display for Violation {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let count = self.rows.len();
-        write!(formatter, "{} -- broken by {count} rows:", self.invariant)?;
-        self.rows.iter().take(ROWS_SHOWN).try_for_each(|row| write!(formatter, "\n    {row}"))
-    }
-}
+/// For how long a row may be due once all is quiet.
+const OVERDUE: Duration = Duration::from_secs(3);
 
 /// What the invariants compare the database with.
 #[derive(Clone, Copy, Debug)]
@@ -39,19 +25,23 @@ pub struct Evidence<'a> {
     /// The receiver's log, whole.
     pub received: &'a [Arc<Received>],
     /// Attempts in all of a job that does not say it itself.
-    pub max_attempts: i32,
+    pub max_retries: u32,
+}
+
+/// All invariants, in the order in which they are checked.
+pub fn invariants() -> impl Iterator<Item = Invariant> {
+    [ALWAYS, AT_REST, EVIDENCE].into_iter().flat_map(outhook_check::invariants)
 }
 
 /// Checks everything and returns what does not hold. Run it when nothing is under way any more.
 pub async fn check(pool: &PgPool, evidence: Evidence<'_>) -> Vec<Violation> {
     load(pool, evidence).await;
+    let bounds = Bounds { overdue: OVERDUE, max_retries: Some(evidence.max_retries) };
+    let mut connection = pool.acquire().await.expect("Postgres takes connections");
     let mut violations = Vec::new();
-    for (invariant, statement) in statements() {
-        let rows = sqlx::query_scalar(AssertSqlSafe(statement)).fetch_all(pool).await;
-        let rows: Vec<String> = rows.unwrap_or_else(|error| panic!("{error}, in: {statement}"));
-        if !rows.is_empty() {
-            violations.push(Violation { invariant: invariant.to_owned(), rows });
-        }
+    for invariant in invariants() {
+        let checked = outhook_check::check(&mut connection, invariant, bounds).await;
+        violations.extend(checked.unwrap_or_else(|error| panic!("{error}, in: {invariant:?}")));
     }
     violations
 }
@@ -63,31 +53,13 @@ pub async fn assert_hold(pool: &PgPool, evidence: Evidence<'_>) {
     assert!(violations.is_empty(), "{} invariants do not hold:\n{}", violations.len(), text.join("\n"));
 }
 
-/// What each invariant says.
-pub fn sentences() -> impl Iterator<Item = &'static str> {
-    statements().map(|(sentence, _)| sentence)
-}
-
-/// The invariants' sentences and their statements.
-fn statements() -> impl Iterator<Item = (&'static str, &'static str)> {
-    STATEMENTS.split("\n\n").filter_map(|block| {
-        let (title, statement) = block.trim().strip_prefix("-- ")?.split_once('\n')?;
-        title.contains(": ").then_some((title, statement))
-    })
-}
-
 /// Puts the evidence into the database, so that statements can join it and people can look at it later.
 async fn load(pool: &PgPool, evidence: Evidence<'_>) {
     let mut transaction = pool.begin().await.expect("Postgres takes connections");
-    sqlx::raw_sql("TRUNCATE harness.accepted, harness.received, harness.settings")
+    sqlx::raw_sql("TRUNCATE harness.accepted, harness.received")
         .execute(&mut *transaction)
         .await
         .expect("the observer's tables exist");
-    sqlx::query("INSERT INTO harness.settings VALUES ($1)")
-        .bind(evidence.max_attempts)
-        .execute(&mut *transaction)
-        .await
-        .expect("settings are taken");
 
     let job_ids: Vec<Uuid> = evidence.accepted.iter().map(|it| it.job_id).collect();
     let payloads: Vec<Option<&[u8]>> = evidence.accepted.iter().map(|it| it.payload.as_deref()).collect();

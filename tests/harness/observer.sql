@@ -1,5 +1,5 @@
 -- What the tests add to a database: a log of every transition and of every recorded publication, written
--- by triggers in the same transaction, and the tables that invariants.sql compares with.
+-- by triggers in the same transaction, and the tables that evidence.sql compares with.
 
 CREATE SCHEMA harness;
 
@@ -65,6 +65,3 @@ CREATE TABLE harness.received (
     status     integer,
     body       bytea NOT NULL
 );
-
--- Attempts in all, for jobs without a limit of their own.
-CREATE TABLE harness.settings (max_attempts integer NOT NULL);

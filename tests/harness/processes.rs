@@ -1,5 +1,6 @@
 //! The real binaries, as child processes.
 
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,6 +28,8 @@ pub enum Program {
     Worker,
     /// Migrates the schema.
     Migrate,
+    /// Checks the invariants.
+    Check,
 }
 
 impl Program {
@@ -36,6 +39,7 @@ impl Program {
             Self::Relay => "outhook-relay",
             Self::Worker => "outhook-worker",
             Self::Migrate => "outhook-migrate",
+            Self::Check => "outhook-check",
         }
     }
 
@@ -54,7 +58,8 @@ async fn binaries() -> PathBuf {
     let test = std::env::current_exe().expect("the test's own path is known");
     let directory = test.ancestors().nth(2).expect("a test is in target/<profile>/deps").to_owned();
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--quiet", "--workspace", "--bins"]).current_dir(workspace());
+    let arguments = ["build", "--quiet", "--workspace", "--bins", "--features", "outbox/kill-points"];
+    cargo.args(arguments).current_dir(workspace());
     if directory.ends_with("release") {
         cargo.arg("--release");
     }
@@ -71,14 +76,14 @@ async fn binaries() -> PathBuf {
 }
 
 /// Runs a program to its end.
-pub async fn output(program: Program, environment: &[(&str, &str)]) -> Output {
-    let output = command(program, environment).await.output();
+pub async fn output(program: Program, environment: &[(&str, &str)], arguments: &[&str]) -> Output {
+    let output = command(program, environment).await.args(arguments).output();
     timeout(SERVICE_TIMEOUT, output).await.expect("the program ends in time").expect("it can be run")
 }
 
 /// Runs a program to its end, which must be a good one.
 pub async fn run(program: Program, environment: &[(&str, &str)]) {
-    let output = output(program, environment).await;
+    let output = output(program, environment, &[]).await;
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program:?} ended with {}:\n{said}", output.status);
 }
@@ -184,6 +189,14 @@ impl Process {
         let status = timeout(limit, self.child.wait()).await;
         let status = status.unwrap_or_else(|_| panic!("{} did not end within {limit:?}", self.name));
         status.expect("a child can be waited for")
+    }
+
+    /// Waits until it has passed its kill point; it must not end in any other way.
+    pub async fn wait_for_kill_point(&mut self, point: &str, limit: Duration) {
+        let status = timeout(limit, self.child.wait()).await;
+        let status = status.unwrap_or_else(|_| panic!("{} did not pass {point} within {limit:?}", self.name));
+        let signal = status.expect("a child can be waited for").signal();
+        assert_eq!(signal, Some(Signal::KILL.as_raw()), "{} ended before {point}", self.name);
     }
 
     /// Asks it to end, and insists that it does so in order.

@@ -163,6 +163,12 @@ impl Stack {
         &self.database.pool
     }
 
+    /// Where the test's database is, without any proxy.
+    #[must_use]
+    pub fn database_url(&self) -> &str {
+        &self.database.url
+    }
+
     /// Starts an api, and returns when it is ready.
     pub async fn start_api(&mut self) {
         let mut api = self.start_process(Program::Api, &Environment::new()).await;
@@ -188,6 +194,18 @@ impl Stack {
         let mut worker = self.start_process(Program::Worker, &self.worker.clone()).await;
         worker.wait_for_word("ready").await;
         self.workers.push(worker);
+    }
+
+    /// Starts a process that ends by SIGKILL when it passes this kill point for the n-th time, which may be
+    /// before it is ready.
+    pub async fn start_doomed(&mut self, program: Program, kill_point: &str, passage: u32) -> Process {
+        let mut own = match program {
+            Program::Relay => self.relay.clone(),
+            Program::Worker => self.worker.clone(),
+            _ => Environment::new(),
+        };
+        own.insert("KILL_AT", format!("{kill_point}:{passage}"));
+        self.start_process(program, &own).await
     }
 
     async fn start_process(&mut self, program: Program, own: &Environment) -> Process {
@@ -263,8 +281,8 @@ impl Stack {
     /// Checks every invariant; all jobs must be finished.
     pub async fn assert_invariants(&self) {
         let (accepted, received) = (self.client.accepted(), self.receiver.received());
-        let max_attempts = self.common["MAX_RETRIES"].parse().expect("MAX_RETRIES is a number");
-        let evidence = Evidence { accepted: &accepted, received: &received, max_attempts };
+        let max_retries = self.common["MAX_RETRIES"].parse().expect("MAX_RETRIES is a number");
+        let evidence = Evidence { accepted: &accepted, received: &received, max_retries };
         invariants::assert_hold(self.pool(), evidence).await;
     }
 }

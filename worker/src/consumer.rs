@@ -20,6 +20,7 @@ use lapin::{Channel, Connection, Consumer};
 use outbox::backoff::Backoff;
 use outbox::claim::{self, Claimed, Standing};
 use outbox::job::Status;
+use outbox::kill_point;
 use outbox::message::Message;
 use outbox::topology::{BrokerError, within};
 use tokio::sync::OwnedSemaphorePermit;
@@ -136,7 +137,9 @@ async fn process(
 ) {
     let mut received = read(batch).await;
     let messages: Vec<Message> = received.iter().map(|it| it.message.clone()).collect();
+    kill_point!("worker.before_claim");
     let claimed = claim_all(worker, &messages, stop).await;
+    kill_point!("worker.after_claim");
     metrics::histogram!("outhook_worker_claim_batch_size").record(u32::try_from(received.len()).unwrap_or(u32::MAX));
     for job in claimed {
         let slot = slots.pop().expect("a slot was taken for each delivery");
@@ -208,7 +211,9 @@ fn start(worker: &Arc<Worker>, job: Claimed, received: Received, slot: OwnedSema
         let done = deliver(&worker, job, received.message.traceparent).await;
         drop(slot);
         if done {
+            kill_point!("worker.before_ack");
             ack(&received.delivery).await;
+            kill_point!("worker.after_ack");
         }
     });
 }
@@ -235,9 +240,13 @@ async fn refuse(worker: &Arc<Worker>, refused: Vec<Received>, stop: &Cancellatio
         .filter(|it| (it.status == Status::Processing && !it.lease_expired) || was_locked(it))
         .map(|it| it.job_id)
         .collect();
-    if !held.is_empty() && patiently(stop, || claim::ring_later(&worker.pool, &held)).await.is_none() {
-        release_all(refused.into_iter().map(|it| it.delivery)).await;
-        return;
+    if !held.is_empty() {
+        kill_point!("worker.before_ring_later");
+        if patiently(stop, || claim::ring_later(&worker.pool, &held)).await.is_none() {
+            release_all(refused.into_iter().map(|it| it.delivery)).await;
+            return;
+        }
+        kill_point!("worker.after_ring_later");
     }
     // By job: the messages of one that is lost are acked after its settlement, the others now.
     let lost = standings.into_iter().filter(|it| it.lease_expired);
@@ -261,7 +270,9 @@ async fn refuse(worker: &Arc<Worker>, refused: Vec<Received>, stop: &Cancellatio
 /// Returns whether that is done.
 async fn take_over(worker: &Worker, standing: &Standing) -> bool {
     let settlement = settlement_of_lost(standing, &worker.config.retry);
+    kill_point!("worker.before_take_over");
     let recorded = worker.settler.record(settlement).await;
+    kill_point!("worker.after_take_over");
     warn!(
         job_id = %standing.job_id,
         attempt = standing.attempt,

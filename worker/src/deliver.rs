@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use outbox::claim::Claimed;
 use outbox::clock;
 use outbox::job::Status;
+use outbox::kill_point;
 use outbox::settle::Settlement;
 use tracing::info;
 
@@ -16,7 +17,9 @@ use crate::settler::Recorded;
 /// Delivers a claimed job once and records what happened. Returns whether its message is done with:
 /// `false` leaves it to RabbitMQ, to be handed out again.
 pub(crate) async fn deliver(worker: &Worker, job: Claimed, traceparent: Option<String>) -> bool {
+    kill_point!("worker.before_post");
     let (exchange, duration) = exchange(worker, &job, traceparent.as_deref()).await;
+    kill_point!("worker.after_post");
     let settlement = settlement(worker, &job, &exchange, duration);
     let (status, error) = (settlement.status, settlement.error.clone());
     let recorded = worker.settler.record(settlement).await;

@@ -1,0 +1,61 @@
+-- What holds at any moment, under load as well: read in one snapshot, which falls between transactions.
+--
+-- Each statement returns the rows that break its invariant, one line of text each: none is good. A line
+-- `-- I1: …` names the invariant that follows; the letters are those of docs/reliability.md.
+
+-- I2: every unfinished job has exactly one outbox row, every finished job none, and no row is without a job
+SELECT format('job %s is %s and has %s outbox rows', coalesce(job.id, alarm.job_id), coalesce(job.status, 'nowhere'), count(alarm.id))
+FROM webhook_jobs AS job FULL JOIN outbox AS alarm ON alarm.job_id = job.id
+GROUP BY job.id, alarm.job_id, job.status
+HAVING count(alarm.id) <> coalesce((job.status IN ('pending', 'processing'))::integer, 0)
+    OR bool_or(alarm.id <> job.outbox_id);
+
+-- I3: nothing is overdue
+SELECT format('outbox row %s of job %s is due since %s', id, job_id, due_at)
+FROM outbox WHERE due_at < now() - current_setting('outhook_check.overdue')::interval;
+
+-- I5: success stands only with an answer of 2xx
+SELECT format('job %s, attempt %s is a success with status %s', job_id, attempt, coalesce(status_code::text, 'none'))
+FROM webhook_attempts WHERE outcome = 'success' AND (status_code BETWEEN 200 AND 299) IS NOT TRUE;
+
+-- I6: the attempts of a job count 1, 2, 3 without holes, and the job's own numbers agree with them
+SELECT format('job %s is %s with attempt %s and retry_count %s, recorded are %s', job.id, job.status, job.attempt, job.retry_count,
+              coalesce(string_agg(record.attempt || ' ' || record.outcome, ', ' ORDER BY record.attempt), 'none'))
+FROM webhook_jobs AS job LEFT JOIN webhook_attempts AS record ON record.job_id = job.id
+GROUP BY job.id
+HAVING count(record.attempt) <> coalesce(max(record.attempt), 0)
+    OR count(record.attempt) <> job.attempt - (job.status = 'processing')::integer
+    OR count(record.attempt) FILTER (WHERE record.outcome <> 'success') <> job.retry_count;
+
+-- I7: a job has one successful attempt if it is a success, the last one, and none otherwise
+SELECT format('job %s is %s after %s attempts, successful are: %s', job.id, job.status, job.attempt,
+              coalesce(string_agg(record.attempt::text, ', ') FILTER (WHERE record.outcome = 'success'), 'none'))
+FROM webhook_jobs AS job LEFT JOIN webhook_attempts AS record ON record.job_id = job.id
+GROUP BY job.id
+HAVING count(*) FILTER (WHERE record.outcome = 'success') <> (job.status = 'success')::integer
+    OR max(record.attempt) FILTER (WHERE record.outcome = 'success') <> job.attempt;
+
+-- I10: one job has an idempotency key
+SELECT format('key %s is on %s jobs', idempotency_key, count(*))
+FROM webhook_jobs WHERE idempotency_key IS NOT NULL GROUP BY idempotency_key HAVING count(*) > 1;
+
+-- I11: no job was attempted more often than it may be
+SELECT format('job %s had %s attempts of %s', id, attempt, allowed)
+FROM (SELECT id, attempt, coalesce(max_attempts, nullif(current_setting('outhook_check.max_retries'), '')::integer) AS allowed
+      FROM webhook_jobs) AS job
+WHERE attempt > allowed;
+
+-- I11: no attempt began before the one before it allowed, and none before its deliver_at
+SELECT format('job %s, attempt %s began at %s, not before %s was allowed', record.job_id, record.attempt, record.started_at,
+              coalesce(earlier.retry_at, job.deliver_at))
+FROM webhook_attempts AS record
+JOIN webhook_jobs AS job ON job.id = record.job_id
+LEFT JOIN webhook_attempts AS earlier ON earlier.job_id = record.job_id AND earlier.attempt = record.attempt - 1
+WHERE record.started_at < CASE WHEN record.attempt = 1 THEN job.deliver_at ELSE earlier.retry_at END
+   OR (record.attempt > 1 AND earlier.retry_at IS NULL);
+
+-- I12: no session stands idle in a transaction
+SELECT format('%s (process %s) is %s since %s, after: %s', application_name, pid, state, state_change, left(query, 80))
+FROM pg_stat_activity
+WHERE datname = current_database() AND state LIKE 'idle in transaction%'
+  AND state_change < now() - current_setting('outhook_check.overdue')::interval;

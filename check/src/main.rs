@@ -1,0 +1,72 @@
+//! `outhook-check`: asks a running Outhook's database whether it kept its promises.
+
+use std::process::exit;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Parser;
+use outbox::database::DatabaseConfig;
+use outbox::env;
+use outhook_check::{ALWAYS, AT_REST, Bounds, begin_snapshot, check, invariants};
+
+/// Status when an invariant does not hold, and when that could not be found out.
+const VIOLATED: i32 = 1;
+const NOT_CHECKED: i32 = 2;
+
+/// Checks the invariants of Outhook's tables: prints a line for each, with the rows that break it.
+///
+/// Reads only, in one snapshot, so it may run against a system under load; it reads whole tables. Exits with
+/// 0 when all hold, 1 when one does not, 2 when they cannot be checked.
+#[derive(Parser)]
+#[command(name = "outhook-check", version)]
+struct Config {
+    #[command(flatten)]
+    database: DatabaseConfig,
+    /// Nothing is under way: every job must be finished as well.
+    #[arg(long)]
+    at_rest: bool,
+    /// Seconds that a row may be overdue, or a session idle in a transaction.
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(0..=86_400))]
+    overdue_sec: u64,
+    /// The workers' `MAX_RETRIES`, to check the attempts of jobs that do not have their own limit.
+    #[arg(long, env, value_parser = clap::value_parser!(u32).range(1..=100))]
+    max_retries: Option<u32>,
+    /// Seconds that one statement may take.
+    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    timeout_sec: u64,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() {
+    let config: Config = env::read();
+    match run(&config).await {
+        Ok(true) => exit(0),
+        Ok(false) => exit(VIOLATED),
+        Err(error) => {
+            eprintln!("outhook-check: {error:#}");
+            exit(NOT_CHECKED)
+        }
+    }
+}
+
+/// Whether everything holds.
+async fn run(config: &Config) -> anyhow::Result<bool> {
+    config.database.check_schema("outhook-check").await?;
+    let pool = config.database.pool("outhook-check", 1, Duration::from_secs(10));
+    let mut connection = pool.acquire().await.context("cannot connect")?;
+    begin_snapshot(&mut connection, Duration::from_secs(config.timeout_sec)).await.context("cannot begin")?;
+
+    let bounds = Bounds { overdue: Duration::from_secs(config.overdue_sec), max_retries: config.max_retries };
+    let files = if config.at_rest { vec![ALWAYS, AT_REST] } else { vec![ALWAYS] };
+    let mut holds = true;
+    for invariant in files.into_iter().flat_map(invariants) {
+        match check(&mut connection, invariant, bounds).await.context(invariant.sentence)? {
+            None => println!("ok        {}", invariant.sentence),
+            Some(violation) => {
+                holds = false;
+                println!("VIOLATED  {violation}");
+            }
+        }
+    }
+    Ok(holds)
+}
