@@ -13,6 +13,8 @@ mod refuses_to_start;
 mod retries_failed_delivery;
 mod shares_work;
 mod survives_api_kill;
+mod survives_broker_restart;
 mod survives_lost_connections;
+mod survives_postgres_crash;
 mod survives_relay_kill;
 mod survives_worker_kill;
