@@ -16,5 +16,6 @@ mod survives_api_kill;
 mod survives_broker_restart;
 mod survives_lost_connections;
 mod survives_postgres_crash;
+mod survives_refused_messages;
 mod survives_relay_kill;
 mod survives_worker_kill;

@@ -107,6 +107,15 @@ impl Broker {
         deleted.expect("the queue goes");
     }
 
+    /// Removes the way from the exchange to the queue.
+    pub async fn unbind_queue(&self) {
+        let names = &self.names;
+        let (queue, exchange) = (names.queue.as_str().into(), names.exchange.as_str().into());
+        let key = names.routing_key.as_str().into();
+        let unbound = self.channel().await.queue_unbind(queue, exchange, key, FieldTable::default()).await;
+        unbound.expect("the binding goes");
+    }
+
     /// Removes the stack's queues and exchange.
     pub async fn delete(self) {
         let channel = self.channel().await;
