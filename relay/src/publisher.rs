@@ -38,7 +38,8 @@ pub(crate) struct Publisher {
     room: u32,
     /// When it was asked last.
     asked: Instant,
-    /// Whether a message came back or stayed without an answer: the connection or the topology is gone.
+    /// Whether a message came back or stayed without an answer, or all were refused: another connection may
+    /// do better.
     spent: bool,
 }
 
@@ -145,8 +146,10 @@ fn judge(rows: &[DueRow], confirmations: Vec<Option<Confirmation>>) -> (Vec<Answ
             *answer = Answer::Refused;
         }
     }
-    // A return means that the queue or the binding is gone: a new publisher declares them.
-    let spent = !returned.is_empty() || answers.contains(&Answer::Unknown);
+    // A return means that the queue or the binding is gone: a new publisher declares them. And a channel that
+    // a full queue has once refused may never hear that there is room again: if the limit is lifted before
+    // the queue is drained, RabbitMQ 3.10 tells only new channels.
+    let spent = !returned.is_empty() || answers.contains(&Answer::Unknown) || !answers.contains(&Answer::Confirmed);
     (answers, spent)
 }
 
@@ -194,5 +197,12 @@ mod tests {
         let (answers, spent) = judge(&[row(1), row(2)], vec![Some(Confirmation::Ack(None))]);
         assert_eq!(answers, [Answer::Confirmed, Answer::Unknown]);
         assert!(spent);
+    }
+
+    #[test]
+    fn a_publisher_goes_on_while_the_queue_takes_some() {
+        let some = vec![Some(Confirmation::Ack(None)), Some(Confirmation::Nack(None))];
+        assert!(!judge(&[row(1), row(2)], some).1);
+        assert!(judge(&[row(1)], vec![Some(Confirmation::Nack(None))]).1, "all were refused");
     }
 }

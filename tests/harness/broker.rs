@@ -11,7 +11,7 @@ use lapin::options::{
 };
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Consumer};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 
 /// The names that one stack uses.
 #[derive(Clone, Debug)]
@@ -24,24 +24,33 @@ pub struct Names {
     pub routing_key: String,
 }
 
-/// A connection of the test.
+/// The test's own connection. It is opened anew when the broker was away.
 pub struct Broker {
-    connection: Connection,
+    url: String,
+    connection: Mutex<Connection>,
     names: Names,
 }
 
 impl Broker {
     /// Connects.
     pub async fn connect(url: &str, names: Names) -> Self {
-        let connecting = Connection::connect(url, ConnectionProperties::default());
-        let connecting = tokio::time::timeout(Duration::from_secs(10), connecting).await;
-        let connection = connecting.expect("RabbitMQ answers in time").expect("RabbitMQ takes connections");
-        Self { connection, names }
+        Self { url: url.to_owned(), connection: Mutex::new(connect(url).await), names }
+    }
+
+    /// What the test's exchange, queue and key are called.
+    #[must_use]
+    pub fn names(&self) -> &Names {
+        &self.names
     }
 
     /// A channel. Each use has its own: an error closes it.
     async fn channel(&self) -> Channel {
-        self.connection.create_channel().await.expect("a channel opens")
+        let mut connection = self.connection.lock().await;
+        if let Ok(channel) = connection.create_channel().await {
+            return channel;
+        }
+        *connection = connect(&self.url).await;
+        connection.create_channel().await.expect("a channel opens")
     }
 
     /// Messages in the queue that no worker holds.
@@ -91,10 +100,20 @@ impl Broker {
         wire
     }
 
-    /// Deletes the queue with all that is in it, as a broker that was wiped.
+    /// Deletes the queue with all that is in it.
     pub async fn delete_queue(&self) {
         let queue = self.names.queue.as_str().into();
-        self.channel().await.queue_delete(queue, QueueDeleteOptions::default()).await.expect("the queue goes");
+        let deleted = self.channel().await.queue_delete(queue, QueueDeleteOptions::default()).await;
+        deleted.expect("the queue goes");
+    }
+
+    /// Removes the way from the exchange to the queue.
+    pub async fn unbind_queue(&self) {
+        let names = &self.names;
+        let (queue, exchange) = (names.queue.as_str().into(), names.exchange.as_str().into());
+        let key = names.routing_key.as_str().into();
+        let unbound = self.channel().await.queue_unbind(queue, exchange, key, FieldTable::default()).await;
+        unbound.expect("the binding goes");
     }
 
     /// Removes the stack's queues and exchange.
@@ -106,6 +125,12 @@ impl Broker {
         let exchange = self.names.exchange.as_str().into();
         channel.exchange_delete(exchange, ExchangeDeleteOptions::default()).await.expect("an exchange goes");
     }
+}
+
+async fn connect(url: &str) -> Connection {
+    let connecting = Connection::connect(url, ConnectionProperties::default());
+    let connecting = tokio::time::timeout(Duration::from_secs(10), connecting).await;
+    connecting.expect("RabbitMQ answers in time").expect("RabbitMQ takes connections")
 }
 
 /// What was published while somebody listened.

@@ -6,7 +6,6 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use uuid::Uuid;
 
-use crate::Servers;
 use crate::broker::Names;
 use crate::database::Database;
 
@@ -31,7 +30,7 @@ impl Secrets {
 /// What all services of a stack have in common: its names, quick retries, and time-outs that a test can
 /// wait out.
 pub(crate) fn common(
-    servers: &Servers,
+    rabbitmq_url: &str,
     database: &Database,
     names: &Names,
     secrets: &Secrets,
@@ -40,7 +39,7 @@ pub(crate) fn common(
     let text = |value: &str| value.to_owned();
     Environment::from([
         ("DATABASE_URL", database.url.clone()),
-        ("RABBITMQ_URL", servers.rabbitmq_url.clone()),
+        ("RABBITMQ_URL", text(rabbitmq_url)),
         ("RABBITMQ_EXCHANGE", names.exchange.clone()),
         ("RABBITMQ_QUEUE", names.queue.clone()),
         ("RABBITMQ_ROUTING_KEY", names.routing_key.clone()),

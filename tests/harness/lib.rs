@@ -12,6 +12,7 @@ pub mod stack;
 pub mod broker;
 pub mod database;
 mod environment;
+pub mod management;
 pub mod processes;
 pub mod servers;
 pub mod tcp_proxy;

@@ -51,12 +51,23 @@ impl Servers {
     /// The pair that tests share which do not break it. Started by the first one that asks.
     pub async fn shared() -> &'static Self {
         static SHARED: OnceLock<Servers> = OnceLock::new();
-        tokio::task::spawn_blocking(|| SHARED.get_or_init(Self::start)).await.expect("the servers start")
+        tokio::task::spawn_blocking(|| SHARED.get_or_init(|| Self::start(&[]))).await.expect("the servers start")
     }
 
     /// A pair of one's own, to be killed and wiped.
     pub async fn private() -> Self {
-        tokio::task::spawn_blocking(Self::start).await.expect("the servers start")
+        tokio::task::spawn_blocking(|| Self::start(&[])).await.expect("the servers start")
+    }
+
+    /// One server of one's own, to be killed and wiped; the other one of the pair is not there.
+    pub async fn private_only(server: Server) -> Self {
+        let start = move || Self::start(&["--only", server.name()]);
+        tokio::task::spawn_blocking(start).await.expect("the server starts")
+    }
+
+    /// Stops one server in good order.
+    pub async fn stop(&self, server: Server) {
+        self.script(&["stop", "--only", server.name()]).await;
     }
 
     /// Ends one server as a crash would, by SIGKILL.
@@ -74,11 +85,29 @@ impl Servers {
         self.script(&["start", "--only", server.name()]).await;
     }
 
+    /// Suspends one server: its connections stay, and nothing answers.
+    pub async fn pause(&self, server: Server) {
+        self.script(&["pause", "--only", server.name()]).await;
+    }
+
+    /// Lets a paused server go on.
+    pub async fn resume(&self, server: Server) {
+        self.script(&["resume", "--only", server.name()]).await;
+    }
+
+    /// Administers the broker.
+    pub async fn rabbitmqctl(&self, arguments: &[&str]) {
+        self.script(&[&["rabbitmqctl", "--"], arguments].concat()).await;
+    }
+
     async fn script(&self, arguments: &[&str]) {
+        let (command, options) = arguments.split_first().expect("a script's first argument is its command");
         let status = tokio::process::Command::new(script())
-            .args(arguments)
+            .arg(command)
             .arg("--dir")
             .arg(&self.directory)
+            .args(options)
+            .stdout(Stdio::null())
             .env("POSTGRES_OPTIONS", POSTGRES_OPTIONS)
             .status()
             .await
@@ -86,11 +115,12 @@ impl Servers {
         assert!(status.success(), "scripts/servers {arguments:?} ended with {status}");
     }
 
-    fn start() -> Self {
+    fn start(options: &[&str]) -> Self {
         let directory = new_directory();
         let mut holder = Command::new(script())
             .args(["hold", "--dir"])
             .arg(&directory)
+            .args(options)
             .env("POSTGRES_OPTIONS", POSTGRES_OPTIONS)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -78,7 +78,12 @@ impl StackBuilder {
 
     /// The same on a pair of servers of the test's own.
     pub async fn start_on(self, servers: &Servers) -> Stack {
-        let database = Database::create(servers, self.test).await;
+        self.start_between(servers, servers).await
+    }
+
+    /// The same with Postgres of the one pair and RabbitMQ of the other.
+    pub async fn start_between(self, postgres: &Servers, rabbitmq: &Servers) -> Stack {
+        let database = Database::create(postgres, self.test).await;
         let prefix = format!("{}_{}", self.test, Uuid::new_v4().simple());
         let names = Names {
             exchange: format!("{prefix}.exchange"),
@@ -89,7 +94,7 @@ impl StackBuilder {
         let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let receiver = Receiver::start(loopback, Some(&secrets.signing)).await.expect("loopback has free ports");
         let port = free_port();
-        let mut common = environment::common(servers, &database, &names, &secrets, port);
+        let mut common = environment::common(&rabbitmq.rabbitmq_url, &database, &names, &secrets, port);
         if let Some(proxy) = self.database_proxy {
             common.insert("DATABASE_URL", database.url_through(proxy));
         }
@@ -98,7 +103,7 @@ impl StackBuilder {
         let mut stack = Stack {
             client: Client::new(url, secrets.hmac, secrets.token),
             receiver,
-            broker: Broker::connect(&servers.rabbitmq_url, names).await,
+            broker: Broker::connect(&rabbitmq.rabbitmq_url, names).await,
             apis: Vec::new(),
             relays: Vec::new(),
             workers: Vec::new(),

@@ -1,0 +1,78 @@
+//! RabbitMQ's management API: what an administrator may do to a running broker.
+
+use serde_json::{Value, json};
+
+use crate::client::{http_client, send};
+use crate::servers::Servers;
+
+/// The default virtual host, as it stands in paths.
+const VIRTUAL_HOST: &str = "%2f";
+
+/// An administrator of the broker.
+pub struct Management {
+    http: reqwest::Client,
+    url: String,
+}
+
+/// A user of the broker that belongs to one test, so that its rights may be taken away.
+pub struct User {
+    name: String,
+}
+
+impl Management {
+    /// The administrator of these servers' broker.
+    #[must_use]
+    pub fn of(servers: &Servers) -> Self {
+        Self { http: http_client(), url: servers.management_url.clone() }
+    }
+
+    /// Makes the broker refuse what is published to a queue that is this long.
+    pub async fn limit_queue(&self, queue: &str, messages: u32) {
+        let definition = json!({ "max-length": messages, "overflow": "reject-publish" });
+        let policy = json!({ "pattern": format!("^{queue}$"), "apply-to": "queues", "definition": definition });
+        self.put(&policy_of(queue), &policy).await;
+    }
+
+    /// Lifts the limit.
+    pub async fn lift_limit(&self, queue: &str) {
+        self.send(self.http.delete(format!("{}{}", self.url, policy_of(queue)))).await;
+    }
+
+    /// A user with all rights, whose name and password are the same.
+    pub async fn create_user(&self, name: &str) -> User {
+        self.put(&format!("/api/users/{name}"), &json!({ "password": name, "tags": "" })).await;
+        let user = User { name: name.to_owned() };
+        self.let_configure(&user, true).await;
+        user
+    }
+
+    /// Gives or takes the right to declare queues and exchanges.
+    pub async fn let_configure(&self, user: &User, allowed: bool) {
+        let configure = if allowed { ".*" } else { "^$" };
+        let rights = json!({ "configure": configure, "write": ".*", "read": ".*" });
+        self.put(&format!("/api/permissions/{VIRTUAL_HOST}/{}", user.name), &rights).await;
+    }
+
+    async fn put(&self, path: &str, content: &Value) {
+        let request = self.http.put(format!("{}{path}", self.url)).header("content-type", "application/json");
+        self.send(request.body(content.to_string())).await;
+    }
+
+    async fn send(&self, request: reqwest::RequestBuilder) {
+        let response = send(request).await.expect("the management API answers");
+        assert!((200..300).contains(&response.status), "{}: {}", response.status, response.body);
+    }
+}
+
+impl User {
+    /// The address of the broker for this user instead of the one it names.
+    #[must_use]
+    pub fn url(&self, url: &str) -> String {
+        let (_, host) = url.split_once('@').expect("the servers' URL names a user");
+        format!("amqp://{0}:{0}@{host}", self.name)
+    }
+}
+
+fn policy_of(queue: &str) -> String {
+    format!("/api/policies/{VIRTUAL_HOST}/{queue}")
+}

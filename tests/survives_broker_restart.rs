@@ -1,0 +1,107 @@
+//! The broker may be stopped, killed, and lose all it has: the services find it again by themselves, what
+//! it did not confirm is published once more, and what it lost is delivered all the same.
+
+use std::time::{Duration, Instant};
+
+use harness::load::Burst;
+use harness::servers::Server;
+use harness::{PATIENCE, Servers, Stack, report, wait_until};
+
+const WEBHOOKS: usize = 1_200;
+
+/// The services' backoff (1 s), and a machine that is busy with other tests. Far below the republish
+/// interval of 15 min, which would hide what does not recover.
+const RECOVERY_LIMIT: Duration = Duration::from_secs(20);
+
+async fn start(test: &'static str, broker: &Servers) -> Stack {
+    Stack::builder(test).start_between(Servers::shared().await, broker).await
+}
+
+/// Returns as soon as the relay has published messages whose confirms are not there.
+async fn wait_until_publishing(stack: &Stack) {
+    let publishing = "SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND application_name = 'outhook-relay' AND state = 'idle in transaction'";
+    wait_until("the relay to await confirms", PATIENCE, async || stack.count(publishing).await == 1).await;
+}
+
+async fn reconnects(stack: &Stack) -> (f64, f64) {
+    let relay = stack.relays[0].counter("outhook_relay_reconnects_total").await;
+    (relay, stack.workers[0].counter("outhook_worker_reconnects_total").await)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_broker_is_stopped_in_order_and_starts_again() {
+    let broker = Servers::private_only(Server::RabbitMq).await;
+    let stack = start("the_broker_is_stopped", &broker).await;
+    let mut burst = Burst::start(&stack.client, &stack.receiver_url("?delay_ms=5"), WEBHOOKS, 16);
+    burst.wait_for(WEBHOOKS / 3).await;
+    broker.stop(Server::RabbitMq).await;
+    // Nobody reads messages now: what is accepted from here on waits in Postgres.
+    let before = stack.client.accepted().len();
+    burst.wait_for(before + WEBHOOKS / 3).await;
+    broker.start_again(Server::RabbitMq).await;
+    let healed = Instant::now();
+    let outcome = burst.outcome().await;
+    stack.wait_until_drained(RECOVERY_LIMIT).await;
+
+    let (relay, worker) = reconnects(&stack).await;
+    report(&format!("broker stopped and started: drained {:?} later, {outcome:?}", healed.elapsed()));
+    assert!(relay >= 1.0 && worker >= 1.0, "reconnects: relay {relay}, worker {worker}");
+    assert_eq!((outcome.accepted, outcome.repeated), (WEBHOOKS, 0), "a caller noticed");
+    stack.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_broker_is_killed_and_what_it_did_not_confirm_is_published_again() {
+    let broker = Servers::private_only(Server::RabbitMq).await;
+    let stack = start("the_broker_is_killed", &broker).await;
+    let mut burst = Burst::start(&stack.client, &stack.receiver_url("?delay_ms=5"), WEBHOOKS, 16);
+    burst.wait_for(WEBHOOKS / 3).await;
+    // Paused first, so that messages are surely under way when it dies.
+    broker.pause(Server::RabbitMq).await;
+    wait_until_publishing(&stack).await;
+    broker.kill(Server::RabbitMq).await;
+    broker.start_again(Server::RabbitMq).await;
+    let healed = Instant::now();
+    let outcome = burst.outcome().await;
+    stack.wait_until_drained(RECOVERY_LIMIT).await;
+
+    let (relay, worker) = reconnects(&stack).await;
+    let unconfirmed = stack.relays[0].counter("outhook_relay_unconfirmed_total").await;
+    report(&format!("broker killed: {unconfirmed} unconfirmed, drained {:?} after the start", healed.elapsed()));
+    assert!(relay >= 1.0 && worker >= 1.0, "reconnects: relay {relay}, worker {worker}");
+    assert!(unconfirmed > 0.0, "no message was under way");
+    assert_eq!((outcome.accepted, outcome.repeated), (WEBHOOKS, 0), "a caller noticed");
+    stack.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_broker_is_wiped_and_every_unfinished_webhook_is_delivered() {
+    let broker = Servers::private_only(Server::RabbitMq).await;
+    let slow = Stack::builder("the_broker_is_wiped").worker_env("WORKER_CONCURRENCY", "4");
+    let stack = slow.start_between(Servers::shared().await, &broker).await;
+    let burst = Burst::start(&stack.client, &stack.receiver_url("?delay_ms=40"), WEBHOOKS / 4, 16);
+    let outcome = burst.outcome().await;
+    let published = "SELECT count(*) FROM outbox WHERE published_at IS NOT NULL";
+    wait_until("all to be published", PATIENCE, async || {
+        stack.count("SELECT count(*) FROM outbox WHERE published_at IS NULL").await == 0
+    })
+    .await;
+    let in_queue = stack.broker.ready().await;
+    broker.wipe(Server::RabbitMq).await;
+    let unfinished = stack.count(published).await;
+    broker.start_again(Server::RabbitMq).await;
+    let healed = Instant::now();
+    stack.wait_until_drained(RECOVERY_LIMIT).await;
+
+    let republished = stack.relays[0].counter("outhook_relay_republished_total").await;
+    report(&format!(
+        "broker wiped: {in_queue} messages were in the queue, {unfinished} webhooks unfinished, {republished} published \
+         again, drained {:?} after the start",
+        healed.elapsed()
+    ));
+    assert!(in_queue > 0 && unfinished > 0, "nothing was in flight");
+    assert!(republished > 0.0, "nothing was published again");
+    assert_eq!(outcome.accepted, WEBHOOKS / 4);
+    stack.finish().await;
+}
