@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use lapin::options::{
-    BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeleteOptions, QueueBindOptions,
-    QueueDeclareOptions, QueueDeleteOptions,
+    BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, ExchangeDeleteOptions,
+    QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
 };
 use lapin::types::FieldTable;
-use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Consumer};
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Consumer, ExchangeKind};
 use tokio::sync::{Mutex, watch};
 
 /// The names that one stack uses.
@@ -80,8 +80,26 @@ impl Broker {
         assert!(confirmed.is_ack(), "the broker refused the message");
     }
 
+    /// Whether a relay has declared the exchange.
+    pub async fn has_exchange(&self) -> bool {
+        let passive = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+        let exchange = self.names.exchange.as_str().into();
+        self.channel()
+            .await
+            .exchange_declare(exchange, ExchangeKind::Topic, passive, FieldTable::default())
+            .await
+            .is_ok()
+    }
+
     /// Starts to listen to all that is published from now on.
     pub async fn listen(&self) -> Wire {
+        let wire = Wire::default();
+        self.listen_again(&wire).await;
+        wire
+    }
+
+    /// The same with what was counted before: a broker that was away has forgotten its listeners.
+    pub async fn listen_again(&self, wire: &Wire) {
         let channel = self.channel().await;
         let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
         let queue = channel.queue_declare("".into(), options, FieldTable::default()).await.expect("a queue");
@@ -95,9 +113,7 @@ impl Broker {
         bound.await.expect("the exchange exists");
         let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
         let consumer = channel.basic_consume(queue.name().as_str().into(), "".into(), options, FieldTable::default());
-        let wire = Wire::default();
         tokio::spawn(wire.clone().count(consumer.await.expect("the queue can be consumed"), channel));
-        wire
     }
 
     /// Deletes the queue with all that is in it.

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
 
 use crate::client::{body, send};
 use crate::{Client, PATIENCE};
@@ -53,14 +55,7 @@ impl Burst {
                 }
             });
         }
-        let senders = tokio::spawn(async {
-            senders.join_all().await.into_iter().fold(Outcome::default(), |sum, it| Outcome {
-                accepted: sum.accepted + it.accepted,
-                known: sum.known + it.known,
-                repeated: sum.repeated + it.repeated,
-            })
-        });
-        Self { senders, answered: watched }
+        Self { senders: tokio::spawn(sum(senders)), answered: watched }
     }
 
     /// Returns as soon as so many were answered.
@@ -75,6 +70,55 @@ impl Burst {
         let outcome = tokio::time::timeout(5 * PATIENCE, self.senders).await;
         outcome.expect("the burst ends in time").expect("no sender panicked")
     }
+}
+
+/// Webhooks at a steady rate until it is stopped, from callers as careful as those of a [`Burst`].
+pub struct Flow {
+    senders: JoinHandle<Outcome>,
+    stop: CancellationToken,
+}
+
+impl Flow {
+    /// Starts to post `rate` webhooks a second, to the URLs in turn; the rate holds while an answer takes no
+    /// longer than a second.
+    #[must_use]
+    pub fn start(client: &Client, urls: Vec<String>, rate: u32) -> Self {
+        let stop = CancellationToken::new();
+        let (next, urls) = (Arc::new(AtomicUsize::new(0)), Arc::new(urls));
+        let started = Instant::now();
+        let mut senders = JoinSet::new();
+        for _ in 0..rate {
+            let (next, urls, client, stop) = (Arc::clone(&next), Arc::clone(&urls), client.clone(), stop.clone());
+            senders.spawn(async move {
+                let mut outcome = Outcome::default();
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    let turn =
+                        started + Duration::from_secs(1) * u32::try_from(number).expect("a flow ends before") / rate;
+                    if stop.run_until_cancelled(sleep_until(turn)).await.is_none() {
+                        return outcome;
+                    }
+                    post(&client, &urls[number % urls.len()], number, &mut outcome).await;
+                }
+            });
+        }
+        Self { senders: tokio::spawn(sum(senders)), stop }
+    }
+
+    /// Begins no more, and waits until all that was begun was answered.
+    pub async fn stop(self) -> Outcome {
+        self.stop.cancel();
+        let outcome = tokio::time::timeout(5 * PATIENCE, self.senders).await;
+        outcome.expect("the flow ends in time").expect("no sender panicked")
+    }
+}
+
+async fn sum(senders: JoinSet<Outcome>) -> Outcome {
+    senders.join_all().await.into_iter().fold(Outcome::default(), |sum, it| Outcome {
+        accepted: sum.accepted + it.accepted,
+        known: sum.known + it.known,
+        repeated: sum.repeated + it.repeated,
+    })
 }
 
 async fn post(client: &Client, url: &str, number: usize, outcome: &mut Outcome) {

@@ -201,14 +201,33 @@ impl Stack {
         self.workers.push(worker);
     }
 
-    /// Starts a process that ends by SIGKILL when it passes this kill point for the n-th time, which may be
-    /// before it is ready.
-    pub async fn start_doomed(&mut self, program: Program, kill_point: &str, passage: u32) -> Process {
-        let mut own = match program {
+    /// Starts one more service, and does not wait until it is ready: nothing it needs may be there.
+    pub async fn spawn(&mut self, program: Program) {
+        let process = self.start_process(program, &self.own(program)).await;
+        self.processes(program).push(process);
+    }
+
+    /// The services of one program.
+    pub fn processes(&mut self, program: Program) -> &mut Vec<Process> {
+        match program {
+            Program::Relay => &mut self.relays,
+            Program::Worker => &mut self.workers,
+            _ => &mut self.apis,
+        }
+    }
+
+    fn own(&self, program: Program) -> Environment {
+        match program {
             Program::Relay => self.relay.clone(),
             Program::Worker => self.worker.clone(),
             _ => Environment::new(),
-        };
+        }
+    }
+
+    /// Starts a process that ends by SIGKILL when it passes this kill point for the n-th time, which may be
+    /// before it is ready.
+    pub async fn start_doomed(&mut self, program: Program, kill_point: &str, passage: u32) -> Process {
+        let mut own = self.own(program);
         own.insert("KILL_AT", format!("{kill_point}:{passage}"));
         self.start_process(program, &own).await
     }

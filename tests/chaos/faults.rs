@@ -1,0 +1,161 @@
+//! How each fault is injected. Each returns when it is over, and only if it really happened.
+
+use std::time::Duration;
+
+use harness::servers::Server as Service;
+use harness::tcp_proxy::Direction;
+use harness::{Mode, Program};
+use outbox::message::Message;
+use rustix::process::Signal;
+use tokio::time::{sleep, timeout};
+use uuid::Uuid;
+
+use crate::arena::{Arena, insist_on_life};
+use crate::plan::{Fault, Server, Step};
+
+/// Time for a new process to come to its kill point; killed anyway after that.
+const KILL_POINT_LIMIT: Duration = Duration::from_secs(5);
+
+/// What RabbitMQ is given when it is short of memory, and what it has else (`scripts/servers`).
+const NO_MEMORY: &str = "1";
+const MEMORY: &str = "512MB";
+
+pub async fn inject(arena: &mut Arena, step: &Step) {
+    // How long nothing is broken; the load goes on.
+    sleep(step.wait).await;
+    let mut happened = step.fault;
+    match step.fault {
+        Fault::Kill(program) => arena.replace(program).await,
+        Fault::KillAtPoint(program) => happened = kill_at_point(arena, program, step).await,
+        Fault::Pause(program) => pause(arena, program, step).await,
+        Fault::Reset(server) => cut(arena, server, Mode::Reset, step).await,
+        Fault::Cut(server) => cut(arena, server, Mode::CutAfter(step.amount), step).await,
+        Fault::Stall(server) => disturb(arena, server, Mode::Stall, step).await,
+        Fault::LoseConfirms => disturb(arena, Server::RabbitMq, Mode::Drop(Direction::ToClient), step).await,
+        Fault::TerminateSessions => terminate_sessions(arena).await,
+        Fault::RepeatMessages => repeat_messages(arena, step.amount).await,
+        Fault::Poison => poison(arena).await,
+        Fault::DeleteQueue => arena.stack.broker.delete_queue().await,
+        Fault::BlockBroker => block_broker(arena, step).await,
+        Fault::PauseBroker => pause_broker(arena, step).await,
+        Fault::RestartBroker | Fault::KillBroker | Fault::WipeBroker => restart_broker(arena, step.fault).await,
+        Fault::CrashPostgres => crash_postgres(arena).await,
+    }
+    *arena.injected.entry(happened.name()).or_default() += 1;
+}
+
+/// For as long as the fault lasts; perhaps a process is killed meanwhile.
+async fn meanwhile(arena: &mut Arena, step: &Step) {
+    sleep(step.lasts / 2).await;
+    if let Some(program) = step.kill_meanwhile {
+        arena.replace(program).await;
+    }
+    sleep(step.lasts / 2).await;
+}
+
+/// Returns what happened: it may not come to its kill point in time, and is killed wherever it is.
+async fn kill_at_point(arena: &mut Arena, program: Program, step: &Step) -> Fault {
+    let mut others = std::mem::take(arena.stack.processes(program));
+    for other in &mut others {
+        insist_on_life(other);
+        other.kill().await;
+    }
+    // Alone, so that everything passes through it.
+    let mut doomed = arena.stack.start_doomed(program, step.point, step.passage).await;
+    let passed = timeout(KILL_POINT_LIMIT, doomed.wait_for_kill_point(step.point, 2 * KILL_POINT_LIMIT)).await.is_ok();
+    if !passed {
+        doomed.kill().await;
+    }
+    for _ in others {
+        arena.stack.spawn(program).await;
+    }
+    if passed { step.fault } else { Fault::Kill(program) }
+}
+
+async fn pause(arena: &mut Arena, program: Program, step: &Step) {
+    let paused = arena.stack.processes(program).pop().expect("there is one of each");
+    paused.signal(Signal::STOP);
+    sleep(step.lasts).await;
+    paused.signal(Signal::CONT);
+    arena.stack.processes(program).push(paused);
+}
+
+/// Breaks every connection; that there are new ones afterwards shows that there were old ones.
+async fn cut(arena: &mut Arena, server: Server, mode: Mode, step: &Step) {
+    let before = proxy(arena, server).connections();
+    disturb(arena, server, mode, step).await;
+    let deadline = std::time::Instant::now() + harness::PATIENCE;
+    while proxy(arena, server).connections() == before {
+        assert!(std::time::Instant::now() < deadline, "{mode:?} broke no connection");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn disturb(arena: &mut Arena, server: Server, mode: Mode, step: &Step) {
+    proxy(arena, server).set(mode);
+    meanwhile(arena, step).await;
+    proxy(arena, server).set(Mode::Forward);
+}
+
+fn proxy(arena: &Arena, server: Server) -> &harness::TcpProxy {
+    match server {
+        Server::Postgres => &arena.database,
+        Server::RabbitMq => &arena.broker,
+    }
+}
+
+async fn terminate_sessions(arena: &Arena) {
+    let ended = "SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_activity
+        WHERE datname = current_database() AND application_name LIKE 'outhook-%'";
+    assert!(arena.stack.count(ended).await > 0, "no service had a session");
+}
+
+/// Messages of jobs at any stage: of their present attempt, and of the one before.
+async fn repeat_messages(arena: &Arena, amount: u64) {
+    let jobs = sqlx::query_as("SELECT id, attempt, outbox_id FROM webhook_jobs ORDER BY random() LIMIT $1");
+    let jobs: Vec<(Uuid, i32, i64)> = jobs
+        .bind(i64::try_from(amount % 50 + 1).expect("it is small"))
+        .fetch_all(arena.stack.pool())
+        .await
+        .expect("jobs can be read");
+    for (id, attempt, outbox_id) in jobs {
+        for attempt in [attempt, (attempt - 1).max(0), attempt] {
+            arena.stack.broker.publish(&Message::new(id, attempt, outbox_id, None).encode()).await;
+        }
+    }
+}
+
+async fn poison(arena: &mut Arena) {
+    for garbage in [&b""[..], b"{}", b"\xff\x00\xfe"] {
+        arena.stack.broker.publish(garbage).await;
+        arena.poison += 1;
+    }
+}
+
+async fn block_broker(arena: &mut Arena, step: &Step) {
+    arena.servers.rabbitmqctl(&["set_vm_memory_high_watermark", "absolute", NO_MEMORY]).await;
+    meanwhile(arena, step).await;
+    arena.servers.rabbitmqctl(&["set_vm_memory_high_watermark", "absolute", MEMORY]).await;
+}
+
+async fn pause_broker(arena: &mut Arena, step: &Step) {
+    arena.servers.pause(Service::RabbitMq).await;
+    meanwhile(arena, step).await;
+    arena.servers.resume(Service::RabbitMq).await;
+}
+
+async fn restart_broker(arena: &mut Arena, fault: Fault) {
+    match fault {
+        Fault::KillBroker => arena.servers.kill(Service::RabbitMq).await,
+        Fault::WipeBroker => arena.servers.wipe(Service::RabbitMq).await,
+        _ => arena.servers.stop(Service::RabbitMq).await,
+    }
+    arena.servers.start_again(Service::RabbitMq).await;
+    arena.await_exchange().await;
+    arena.stack.broker.listen_again(&arena.wire).await;
+}
+
+async fn crash_postgres(arena: &mut Arena) {
+    arena.servers.kill(Service::Postgres).await;
+    arena.servers.start_again(Service::Postgres).await;
+}
