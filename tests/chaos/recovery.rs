@@ -6,11 +6,17 @@
 use std::time::{Duration, Instant};
 
 use harness::servers::Server as Service;
-use harness::{PATIENCE, Program, wait_until};
+use harness::{PATIENCE, Process, Program, wait_until};
+use tokio::time::sleep;
 use uuid::Uuid;
 
 use crate::arena::{Arena, LEASE};
 use crate::report::Recovery;
+
+/// For how long the services are watched while a server is away, and what of a processor all of them together may
+/// use: next to nothing, which a loop that does not wait would exceed at once.
+const AWAY: Duration = Duration::from_secs(5);
+const IDLE_TARGET: Duration = Duration::from_millis(500);
 
 /// Webhooks in flight when the broker is wiped.
 const IN_FLIGHT: usize = 20;
@@ -19,14 +25,12 @@ pub async fn measure(arena: &mut Arena) -> Vec<Recovery> {
     // Ready again after whatever came last.
     let probe = post(arena, "").await;
     arrival(arena, probe).await;
-    vec![
-        relay_restarted(arena).await,
-        relay_taken_over(arena).await,
-        worker_taken_over(arena).await,
-        broker_back(arena).await,
-        broker_wiped(arena).await,
-        postgres_back(arena).await,
-    ]
+    let mut measured =
+        vec![relay_restarted(arena).await, relay_taken_over(arena).await, worker_taken_over(arena).await];
+    measured.extend(broker_back(arena).await);
+    measured.push(broker_wiped(arena).await);
+    measured.extend(postgres_back(arena).await);
+    measured
 }
 
 async fn post(arena: &Arena, query: &str) -> Uuid {
@@ -79,13 +83,28 @@ async fn worker_taken_over(arena: &mut Arena) -> Recovery {
     recovery("worker killed -> its job delivered (lease 8 s)", since, LEASE + Duration::from_secs(1))
 }
 
-async fn broker_back(arena: &mut Arena) -> Recovery {
+/// The processor time that all services use while they have nothing to do but to wait.
+async fn idle(arena: &mut Arena, what: &'static str) -> Recovery {
+    let used = |arena: &mut Arena| -> Duration {
+        let programs = [Program::Api, Program::Relay, Program::Worker];
+        programs
+            .into_iter()
+            .flat_map(|it| arena.stack.processes(it).iter().map(Process::processor_time).collect::<Vec<_>>())
+            .sum()
+    };
+    let before = used(arena);
+    sleep(AWAY).await;
+    Recovery { what, took: used(arena) - before, target: IDLE_TARGET }
+}
+
+async fn broker_back(arena: &mut Arena) -> [Recovery; 2] {
     arena.servers.stop(Service::RabbitMq).await;
     let probe = post(arena, "").await;
+    let idle = idle(arena, "processor time of all services, RabbitMq 5 s away").await;
     arena.servers.start_again(Service::RabbitMq).await;
     let since = Instant::now();
     arrival(arena, probe).await;
-    recovery("RabbitMq back -> delivered", since, Duration::from_secs(2))
+    [recovery("RabbitMq back -> delivered", since, Duration::from_secs(2)), idle]
 }
 
 /// With messages in its queue that are gone with it.
@@ -109,10 +128,11 @@ async fn broker_wiped(arena: &mut Arena) -> Recovery {
     recovery("RabbitMq wiped and back -> all of 20 delivered", since, Duration::from_secs(5))
 }
 
-async fn postgres_back(arena: &mut Arena) -> Recovery {
+async fn postgres_back(arena: &mut Arena) -> [Recovery; 2] {
     // Published already: the api is away with Postgres.
     let probe = post(arena, "?delay_ms=1500").await;
     arena.servers.kill(Service::Postgres).await;
+    let idle = idle(arena, "processor time of all services, Postgres 5 s away").await;
     arena.servers.start_again(Service::Postgres).await;
     let since = Instant::now();
     wait_until("a webhook to be accepted", PATIENCE, async || {
@@ -125,5 +145,5 @@ async fn postgres_back(arena: &mut Arena) -> Recovery {
     let recovery = recovery("Postgres back -> accepted and delivered", since, Duration::from_secs(2));
     arrival(arena, probe).await;
     arena.stack.wait_until_drained(2 * PATIENCE).await;
-    recovery
+    [recovery, idle]
 }

@@ -14,6 +14,9 @@ use tokio::time::timeout;
 
 use crate::servers::{SERVICE_TIMEOUT, workspace};
 
+/// The unit of the times in /proc on Linux, whatever the kernel's own is (`getconf CLK_TCK`).
+const TICKS_PER_SECOND: u32 = 100;
+
 /// Lines of a log that a failed test shows; the whole is in the file that it names.
 const LINES_SHOWN: usize = 40;
 
@@ -167,6 +170,16 @@ impl Process {
         let text = crate::client::fetch(&format!("http://{address}/metrics")).await;
         let values = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
         values.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    }
+
+    /// The processor time that it has used so far.
+    #[must_use]
+    pub fn processor_time(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid.as_raw_nonzero())).expect("it runs");
+        // After the name in brackets: the 12th and the 13th field, user and system time (proc(5)).
+        let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
+        let ticks: u32 = fields.map(|field| field.parse::<u32>().expect("a number of ticks")).sum();
+        Duration::from_secs(1) * ticks / TICKS_PER_SECOND
     }
 
     /// Sends a signal.
