@@ -2,6 +2,7 @@
 
 mod accepts_each_key_once;
 mod answers_without_postgres;
+mod cancels_pending_job;
 mod delivers_accepted_webhook;
 mod documents_every_variable;
 mod drains_on_sigterm;
