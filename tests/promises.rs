@@ -8,6 +8,7 @@ mod documents_every_variable;
 mod drains_on_sigterm;
 mod enqueues_from_sql;
 mod finds_violations;
+mod follows_the_model;
 mod refuses_bad_requests;
 mod refuses_duplicate_messages;
 mod refuses_to_start;
