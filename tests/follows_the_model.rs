@@ -23,12 +23,17 @@ use self::steps::Model;
 const CASES: u32 = 64;
 const STEPS: usize = 40;
 
-/// Cases tried in search of a shorter one that fails too.
-const SHRINKS: u32 = 1_000;
+/// Milliseconds for the search of a shorter case that fails too.
+const SHRINK_TIME: u32 = 60_000;
 
 fn config() -> Config {
     // Reads its variables; what they do not say is decided here.
-    let mut config = Config { max_shrink_iters: SHRINKS, failure_persistence: None, ..Config::default() };
+    let mut config = Config {
+        max_shrink_time: SHRINK_TIME,
+        max_shrink_iters: u32::MAX - 1,
+        failure_persistence: None,
+        ..Config::default()
+    };
     if std::env::var_os("PROPTEST_CASES").is_none() {
         config.cases = CASES;
     }

@@ -15,6 +15,7 @@ mod refuses_to_start;
 mod retries_failed_delivery;
 mod shares_work;
 mod survives_api_kill;
+mod survives_lost_confirms;
 mod survives_lost_connections;
 mod survives_relay_kill;
 mod survives_worker_kill;

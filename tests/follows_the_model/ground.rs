@@ -1,10 +1,12 @@
 //! What all cases are replayed on: one database, emptied before each case.
 
+use std::str::FromStr;
 use std::sync::OnceLock;
 
 use harness::Servers;
 use harness::database::Database;
 use sqlx::PgPool;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use tokio::runtime::{Builder, Runtime};
 use tokio_postgres::{Client, NoTls};
 
@@ -27,7 +29,7 @@ impl Ground {
             let (pool, relay, other_relay) = runtime.block_on(async {
                 // Not dropped at the end, but with the servers.
                 let database = Database::create(Servers::shared().await, "follows_the_model").await;
-                (database.pool.clone(), connect(&database.url).await, connect(&database.url).await)
+                (pool(&database.url), connect(&database.url).await, connect(&database.url).await)
             });
             Self { runtime, pool, relay, other_relay }
         })
@@ -40,6 +42,12 @@ impl Ground {
         let clear = "TRUNCATE webhook_jobs, outbox, webhook_attempts, harness.transitions, harness.publications";
         sqlx::raw_sql(clear).execute(&self.pool).await.expect("the tables exist");
     }
+}
+
+/// Nothing waits for a lock as long as the model and the database agree: steps that would are not taken.
+fn pool(url: &str) -> PgPool {
+    let options = PgConnectOptions::from_str(url).expect("it was connected to just now");
+    PgPoolOptions::new().max_connections(2).connect_lazy_with(options.options([("lock_timeout", "200ms")]))
 }
 
 async fn connect(url: &str) -> Client {
