@@ -2,12 +2,14 @@
 
 mod accepts_each_key_once;
 mod answers_without_postgres;
+mod cancels_pending_job;
 mod checks_a_running_system;
 mod delivers_accepted_webhook;
 mod documents_every_variable;
 mod drains_on_sigterm;
 mod enqueues_from_sql;
 mod finds_violations;
+mod follows_the_model;
 mod refuses_bad_requests;
 mod refuses_duplicate_messages;
 mod refuses_to_start;
@@ -16,6 +18,7 @@ mod shares_work;
 mod survives_api_kill;
 mod survives_broker_restart;
 mod survives_kill_points;
+mod survives_lost_confirms;
 mod survives_lost_connections;
 mod survives_postgres_crash;
 mod survives_refused_messages;

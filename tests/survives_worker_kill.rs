@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use harness::load::Burst;
-use harness::{PATIENCE, Stack, report, wait_for};
+use harness::{PATIENCE, Stack, report, wait_for, wait_until};
+use outbox::message::Message;
 
 /// What a worker leases: its HTTP time-out of 2 s, which the tests set, and its margin of 5 s.
 const LEASE: Duration = Duration::from_secs(7);
@@ -100,5 +101,29 @@ async fn a_worker_that_was_paused_past_its_lease_writes_nothing() {
 
     let job = stack.client.job(id).await;
     assert_eq!((&job["attempts"][0]["outcome"], &job["status"]), (&"unknown".into(), &"success".into()), "{job}");
+    stack.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_paused_worker_does_not_settle_the_attempt_of_its_successor() {
+    let mut stack = Stack::builder("a_zombie").env("HTTP_CLIENT_TIMEOUT_SEC", "3").start().await;
+    let id = stack.post("{}", "?delay_ms=2000").await.job_id;
+    stack.wait_for_deliveries(1).await;
+    stack.workers[0].signal(rustix::process::Signal::STOP);
+    stack.start_worker().await;
+    let expired = "SELECT count(*) FROM webhook_jobs WHERE lease_until < now()";
+    wait_until("the lease to end", PATIENCE, async || stack.count(expired).await == 1).await;
+    // The broker still believes the first worker to be alive; a copy of its message finds that it is not.
+    let outbox_id = sqlx::query_scalar("SELECT outbox_id FROM webhook_jobs").fetch_one(stack.pool()).await;
+    let message = Message::new(id, 0, outbox_id.expect("the job has its row"), None);
+    stack.broker.publish(&message.encode()).await;
+    stack.wait_for_deliveries(2).await;
+
+    // Both believe now that the job is theirs; the first one is done sooner.
+    stack.workers[0].signal(rustix::process::Signal::CONT);
+    stack.workers[0].wait_for_word("outcome").await;
+    stack.wait_until_drained(PATIENCE).await;
+    stack.assert_invariants().await;
+    assert!(stack.workers[0].log().contains("lease_lost"), "a worker without a lease has written");
     stack.finish().await;
 }

@@ -24,6 +24,8 @@ pub(crate) enum ApiError {
     BodyTimeout,
     /// The idempotency key was used with another body.
     IdempotencyConflict,
+    /// The job is being delivered, or has ended otherwise.
+    TooLateToCancel,
     /// The body is longer than this many bytes.
     BodyTooLarge(u32),
     /// Not JSON, or compressed.
@@ -34,8 +36,8 @@ pub(crate) enum ApiError {
     Overloaded,
     /// Postgres is away or full. Whether the job was stored is not known.
     Unavailable,
-    /// Postgres is away, and the request only wanted to read.
-    Unreadable,
+    /// Postgres is away or busy with the job, and the request may be repeated whatever came of it.
+    Unanswered,
 }
 
 impl ApiError {
@@ -49,11 +51,12 @@ impl ApiError {
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::BodyTimeout => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
             Self::IdempotencyConflict => (StatusCode::CONFLICT, "idempotency_conflict"),
+            Self::TooLateToCancel => (StatusCode::CONFLICT, "too_late"),
             Self::BodyTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
             Self::UnsupportedMediaType(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
             Self::InvalidField(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_field"),
             Self::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "overloaded"),
-            Self::Unavailable | Self::Unreadable => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+            Self::Unavailable | Self::Unanswered => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
         }
     }
 
@@ -66,6 +69,9 @@ impl ApiError {
             Self::MethodNotAllowed => "this path does not have that method".to_owned(),
             Self::BodyTimeout => "the body did not arrive in time".to_owned(),
             Self::IdempotencyConflict => "this Idempotency-Key was used with another body".to_owned(),
+            Self::TooLateToCancel => {
+                "the job is being delivered or has ended: only a pending one can be cancelled".to_owned()
+            }
             Self::BodyTooLarge(limit) => format!("the body is longer than {limit} bytes"),
             Self::MalformedHeader(what) | Self::UnsupportedMediaType(what) => (*what).to_owned(),
             Self::InvalidField(what) => what.clone(),
@@ -73,7 +79,7 @@ impl ApiError {
             Self::Unavailable => {
                 "the job may or may not be stored; send it again with the same Idempotency-Key".to_owned()
             }
-            Self::Unreadable => "the database does not answer; try again".to_owned(),
+            Self::Unanswered => "the database does not answer; try again".to_owned(),
         }
     }
 }

@@ -7,6 +7,8 @@ mod envelope;
 mod error;
 mod ingest;
 mod json;
+mod owned_job;
+mod receipt;
 mod request_id;
 mod routes;
 mod server;
@@ -35,13 +37,13 @@ use crate::ingest::Ingest;
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Connections for everything but accepting.
-const READ_CONNECTIONS: u32 = 4;
+const OTHER_CONNECTIONS: u32 = 4;
 
 /// What the handlers share.
 pub(crate) struct App {
     config: Config,
     ingest: Ingest,
-    /// For reading only: many readers never keep a job from being accepted.
+    /// For everything but accepting: many readers never keep a job from being accepted.
     pool: PgPool,
     metrics: PrometheusHandle,
 }
@@ -73,7 +75,7 @@ impl App {
         let waiting = config.server.max_connections as usize;
         Self {
             ingest: Ingest::start(accepting, notifier, &config.accept, waiting),
-            pool: config.database.pool("outhook-api", READ_CONNECTIONS, ACQUIRE_TIMEOUT),
+            pool: config.database.pool("outhook-api", OTHER_CONNECTIONS, ACQUIRE_TIMEOUT),
             metrics,
             config,
         }
@@ -83,7 +85,7 @@ impl App {
 fn router(app: Arc<App>) -> Router {
     Router::new()
         .route("/webhooks", post(routes::accept::accept))
-        .route("/webhooks/{id}", get(routes::show::show))
+        .route("/webhooks/{id}", get(routes::show::show).delete(routes::cancel::cancel))
         .route("/health", get(routes::probes::health))
         .route("/ready", get(routes::probes::ready))
         .route("/metrics", get(routes::probes::metrics))

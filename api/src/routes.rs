@@ -1,5 +1,6 @@
 //! The handlers, one file each.
 
 pub(crate) mod accept;
+pub(crate) mod cancel;
 pub(crate) mod probes;
 pub(crate) mod show;

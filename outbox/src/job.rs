@@ -1,6 +1,11 @@
-//! The state machine of a job. Pure: the SQL of [`crate::claim`] and [`crate::settle`] carries it out.
+//! The state machine of a job. Pure: the SQL of [`crate::claim`], [`crate::settle`] and [`crate::cancel`]
+//! carries it out.
 //!
 //! ```text
+//! cancelled
+//!    ▲
+//! cancel
+//!    │
 //! pending ──claim──▶ processing ──2xx──▶ success
 //!    ▲                   │
 //!    └──may try again────┴──gives up──▶ failed

@@ -3,8 +3,10 @@
 //!
 //! The modules stand in the order of a webhook's way: accepted by the api ([`enqueue`]), found due by
 //! the relay ([`due`]), carried as a [`message`] over the [`topology`], claimed by a worker ([`claim`])
-//! and settled ([`settle`]), perhaps to be [`retry`]-ed. The rest is what every process needs.
+//! and settled ([`settle`]), perhaps to be [`retry`]-ed, unless its owner withdraws it ([`cancel`]). The
+//! rest is what every process needs.
 
+pub mod cancel;
 pub mod claim;
 pub mod due;
 pub mod enqueue;

@@ -137,6 +137,16 @@ impl Client {
         self.0.http.get(format!("{}{path}", self.0.url))
     }
 
+    /// A `DELETE /webhooks/{id}`, without a token.
+    pub fn delete(&self, id: Uuid) -> RequestBuilder {
+        self.0.http.delete(format!("{}/webhooks/{id}", self.0.url))
+    }
+
+    /// Asks for a job to be cancelled.
+    pub async fn cancel(&self, id: Uuid) -> Response {
+        send(self.delete(id).bearer_auth(&self.0.api_token)).await.expect("the api answers")
+    }
+
     /// A job, by `GET /webhooks/{id}`.
     pub async fn job(&self, id: Uuid) -> Job {
         let request = self.get(&format!("/webhooks/{id}")).bearer_auth(&self.0.api_token);

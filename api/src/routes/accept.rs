@@ -9,7 +9,6 @@ use axum::http::{HeaderMap, StatusCode};
 use outbox::clock;
 use outbox::enqueue::{Accepted, Idempotency, NewJob};
 use outbox::job::Status;
-use serde::Serialize;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
@@ -17,14 +16,7 @@ use crate::App;
 use crate::body;
 use crate::envelope::Envelope;
 use crate::error::ApiError;
-
-/// The answer to an accepted webhook.
-#[derive(Serialize)]
-pub(crate) struct Receipt {
-    job_id: Uuid,
-    status: &'static str,
-    message: &'static str,
-}
+use crate::receipt::Receipt;
 
 /// 202 for a new job; 200 with the same job for an idempotency key that was used with the same body.
 pub(crate) async fn accept(

@@ -1,0 +1,197 @@
+//! The same steps on a real database, through the library that api, relay and worker use.
+
+use std::time::Duration;
+
+use outbox::cancel::{Cancellation, cancel};
+use outbox::claim::{Claimed, Standing, claim, look_up, recover_claim, ring_later};
+use outbox::due;
+use outbox::enqueue::{Accepted, NewJob, accept};
+use outbox::job::{Status, Verdict};
+use outbox::message::Message;
+use outbox::settle::settle;
+use proptest_state_machine::{ReferenceStateMachine, StateMachineTest};
+use uuid::Uuid;
+
+use super::ground::Ground;
+use super::model::{Step, TurnEnd, World};
+use super::settlements;
+use super::steps::Model;
+
+/// Longer than any case, and so is every other wait: time moves only in steps.
+pub const LONG: Duration = Duration::from_hours(1);
+
+/// One case under way.
+pub struct Replay {
+    pub ground: &'static Ground,
+    pub jobs: Vec<Uuid>,
+    pub broker: Vec<Message>,
+    /// The worker, what it claimed, and the message that it did not ack yet.
+    pub under_way: Vec<(usize, Claimed, Message)>,
+    /// The rows that the relay's transaction publishes.
+    turn: Vec<i64>,
+    claims: u32,
+}
+
+impl StateMachineTest for Replay {
+    type SystemUnderTest = Self;
+    type Reference = Model;
+
+    fn init_test(_: &World) -> Self {
+        let ground = Ground::shared();
+        ground.runtime.block_on(ground.clear());
+        Self { ground, jobs: Vec::new(), broker: Vec::new(), under_way: Vec::new(), turn: Vec::new(), claims: 0 }
+    }
+
+    fn apply(mut replay: Self, world: &World, step: <Model as ReferenceStateMachine>::Transition) -> Self {
+        replay.ground.runtime.block_on(replay.take(step, world));
+        replay
+    }
+
+    fn check_invariants(replay: &Self, world: &World) {
+        replay.ground.runtime.block_on(replay.compare(world));
+    }
+
+    fn teardown(mut replay: Self, _: World) {
+        replay.ground.runtime.block_on(replay.finish());
+    }
+}
+
+impl Replay {
+    async fn take(&mut self, step: Step, world: &World) {
+        match step {
+            Step::Accept { scheduled, max_attempts } => self.accept(scheduled, max_attempts).await,
+            Step::RelayPublishes { arrives } => self.relay_publishes(arrives).await,
+            Step::RelayEnds(end) => self.relay_ends(end).await,
+            Step::Duplicate { message } => self.broker.push(self.broker[message].clone()),
+            Step::Deliver { worker, messages, answer_lost } => self.deliver(worker, &messages, answer_lost).await,
+            Step::Settle { attempt, verdict, retry_at_once, twice } => {
+                self.settle(attempt, verdict, retry_at_once, twice).await;
+            }
+            Step::Crash { worker } => {
+                let (lost, kept): (Vec<_>, _) = self.under_way.drain(..).partition(|(by, ..)| *by == worker);
+                self.under_way = kept;
+                self.broker.extend(lost.into_iter().map(|(.., message)| message));
+            }
+            // These two are time: nobody but the test may write so.
+            Step::LeaseExpires { job } => {
+                let expire = "UPDATE webhook_jobs SET lease_until = now() - interval '1 second' WHERE id = $1";
+                self.write(expire, self.jobs[job]).await;
+            }
+            Step::AlarmRings { job } => {
+                let ring = "UPDATE outbox SET due_at = now() - interval '1 second' WHERE job_id = $1";
+                self.write(ring, self.jobs[job]).await;
+            }
+            Step::Cancel { job } => {
+                let cancelled = cancel(&self.ground.pool, self.jobs[job]).await.expect("it is answered");
+                let expected = world.jobs[job].status == Status::Cancelled;
+                assert_eq!(cancelled == Cancellation::Cancelled, expected, "{cancelled:?}");
+            }
+            Step::BrokerWiped => {
+                self.broker.clear();
+                due::rewind(&self.ground.other_relay, 1_000).await.expect("rows are made due");
+            }
+        }
+    }
+
+    async fn write(&self, statement: &'static str, job_id: Uuid) {
+        let written = sqlx::query(statement).bind(job_id).execute(&self.ground.pool).await.expect("it is written");
+        assert_eq!(written.rows_affected(), 1, "{statement}");
+    }
+
+    async fn accept(&mut self, scheduled: bool, max_attempts: i32) {
+        let id = Uuid::now_v7();
+        let job = NewJob {
+            id,
+            client_url: "http://127.0.0.1/".to_owned(),
+            payload: "{}".to_owned(),
+            headers: serde_json::Map::new(),
+            deliver_at: scheduled.then(|| outbox::clock::now() + LONG),
+            max_attempts: Some(max_attempts),
+            idempotency: None,
+            traceparent: None,
+        };
+        let accepted = accept(&self.ground.pool, &[job]).await.expect("it is answered");
+        assert_eq!(accepted, [Accepted::New(id)]);
+        self.jobs.push(id);
+    }
+
+    /// The first half of a relay's turn. Its transaction stays open over the steps that follow.
+    pub async fn relay_publishes(&mut self, arrives: bool) {
+        let relay = &self.ground.relay;
+        relay.batch_execute("BEGIN").await.expect("a transaction begins");
+        let claimed = due::claim_due(relay, 1_000).await.expect("rows are claimed");
+        let mut rows = due::put_right(relay, claimed).await.expect("rows are put right");
+        rows.sort_by_key(|row| self.place(row.message.job_id));
+        self.turn = rows.iter().map(due::DueRow::id).collect();
+        if arrives {
+            self.broker.extend(rows.into_iter().map(|row| row.message));
+        }
+    }
+
+    pub async fn relay_ends(&mut self, end: TurnEnd) {
+        let relay = &self.ground.relay;
+        let rows = std::mem::take(&mut self.turn);
+        match end {
+            TurnEnd::Confirmed => due::mark_published(relay, &rows, LONG).await.expect("rows are marked"),
+            TurnEnd::Unconfirmed => due::push_back(relay, &rows, LONG).await.expect("rows are pushed back"),
+            TurnEnd::Killed => {}
+        }
+        let last = if end == TurnEnd::Killed { "ROLLBACK" } else { "COMMIT" };
+        relay.batch_execute(last).await.expect("a transaction ends");
+    }
+
+    /// As the worker's consumer does it.
+    pub async fn deliver(&mut self, worker: usize, places: &[usize], answer_lost: bool) {
+        let messages: Vec<Message> = places.iter().map(|place| self.broker[*place].clone()).collect();
+        places.iter().rev().for_each(|place| drop(self.broker.remove(*place)));
+        self.claims += 1;
+        let (pool, name) = (&self.ground.pool, format!("{worker}#{}", self.claims));
+        let mut claimed = claim(pool, &messages, &name, LONG).await.expect("jobs are claimed");
+        if answer_lost {
+            let known: Vec<Uuid> = claimed.iter().map(|job| job.job_id).collect();
+            claimed = recover_claim(pool, &messages, &name, LONG).await.expect("jobs are found again");
+            assert_eq!(claimed.len(), known.len());
+            assert!(claimed.iter().all(|job| known.contains(&job.job_id)), "not what was claimed: {claimed:?}");
+        }
+        let mut refused = Vec::new();
+        for message in messages {
+            let asked = |job: &Claimed| (job.job_id, job.attempt) == (message.job_id, message.attempt + 1);
+            match claimed.iter().position(asked) {
+                Some(place) => self.under_way.push((worker, claimed.swap_remove(place), message)),
+                None => refused.push(message),
+            }
+        }
+        assert!(claimed.is_empty(), "claimed for a message of another attempt: {claimed:?}");
+        self.refuse(&refused).await;
+    }
+
+    async fn refuse(&self, refused: &[Message]) {
+        let pool = &self.ground.pool;
+        let job_ids: Vec<Uuid> = refused.iter().map(|message| message.job_id).collect();
+        let standings = look_up(pool, &job_ids).await.expect("jobs are looked up");
+        let (lost, others): (Vec<Standing>, Vec<Standing>) = standings.into_iter().partition(|it| it.lease_expired);
+        let leased = others.into_iter().filter(|it| it.status == Status::Processing).map(|it| it.job_id);
+        ring_later(pool, &leased.collect::<Vec<_>>()).await.expect("alarms are set");
+        for standing in lost {
+            let settled = settle(pool, &[settlements::of_lost(&standing)]).await.expect("it is answered");
+            assert!(settled.iter().all(|it| it.alarm_found), "the outbox row is gone");
+            assert_eq!(settled.len(), 1, "nobody else could have taken it over");
+        }
+    }
+
+    pub async fn settle(&mut self, place: usize, verdict: Verdict, retry_at_once: bool, twice: bool) {
+        let (worker, job, _) = self.under_way.remove(place);
+        let settlement = settlements::of_attempt(worker, &job, verdict, retry_at_once);
+        let settled = settle(&self.ground.pool, std::slice::from_ref(&settlement)).await.expect("it is answered");
+        assert!(settled.iter().all(|it| it.alarm_found), "the outbox row is gone");
+        if twice {
+            let again = settle(&self.ground.pool, &[settlement]).await.expect("it is answered");
+            assert_eq!(again, [], "an attempt was settled twice");
+        }
+    }
+
+    /// The place of a job in the model.
+    pub fn place(&self, job_id: Uuid) -> usize {
+        self.jobs.iter().position(|id| *id == job_id).expect("only accepted jobs have rows")
+    }
+}

@@ -1,0 +1,49 @@
+//! The records of attempts, as the worker makes them.
+
+use std::time::Duration;
+
+use outbox::claim::{Claimed, Standing};
+use outbox::job::{Outcome, Status, Verdict};
+use outbox::settle::Settlement;
+
+use super::replay::LONG;
+
+/// The record of an attempt by whoever made it. Counts as it did when the attempt was claimed.
+pub fn of_attempt(worker: usize, job: &Claimed, verdict: Verdict, retry_at_once: bool) -> Settlement {
+    let success = verdict == Verdict::Success;
+    Settlement {
+        job_id: job.job_id,
+        attempt: job.attempt,
+        status: after(verdict, job.retry_count, job.max_attempts),
+        retry_in: if retry_at_once { Duration::ZERO } else { LONG },
+        worker: worker.to_string(),
+        started_at: job.started_at,
+        duration_ms: Some(1),
+        status_code: Some(if success { 200 } else { 500 }),
+        outcome: if success { Outcome::Success } else { Outcome::Failed },
+        error: if success { String::new() } else { "HTTP 500".to_owned() },
+        response_excerpt: String::new(),
+    }
+}
+
+/// The record of an attempt whose worker was lost, on its behalf.
+pub fn of_lost(standing: &Standing) -> Settlement {
+    Settlement {
+        job_id: standing.job_id,
+        attempt: standing.attempt,
+        status: after(Verdict::TryAgain, standing.retry_count, standing.max_attempts),
+        retry_in: Duration::ZERO,
+        worker: standing.claimed_by.clone(),
+        started_at: standing.started_at,
+        duration_ms: None,
+        status_code: None,
+        outcome: Outcome::Unknown,
+        error: "its worker was lost".to_owned(),
+        response_excerpt: String::new(),
+    }
+}
+
+fn after(verdict: Verdict, retry_count: i32, max_attempts: Option<i32>) -> Status {
+    let max_attempts = max_attempts.expect("every job of the model has its own limit");
+    Status::after_attempt(verdict, retry_count.cast_unsigned(), max_attempts.cast_unsigned())
+}

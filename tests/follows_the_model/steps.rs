@@ -1,0 +1,152 @@
+//! Which steps a world can take: what is generated, and what remains possible when a failure is shrunk.
+
+use outbox::job::{Status, Verdict};
+use proptest::prelude::*;
+use proptest::sample::{select, subsequence};
+use proptest::strategy::Union;
+use proptest_state_machine::ReferenceStateMachine;
+
+use super::model::{Alarm, JOBS, Job, Step, TurnEnd, WORKERS, World};
+
+/// Messages in the broker; more copies than that show nothing new.
+const MESSAGES: usize = 12;
+
+/// Messages that a worker takes at once.
+const BATCH: usize = 3;
+
+/// The model as the state machine that a test runs.
+pub struct Model;
+
+impl ReferenceStateMachine for Model {
+    type State = World;
+    type Transition = Step;
+
+    fn init_state() -> BoxedStrategy<World> {
+        Just(World::default()).boxed()
+    }
+
+    fn transitions(world: &World) -> BoxedStrategy<Step> {
+        let mut steps = of_owners(world);
+        steps.extend(of_relays(world));
+        steps.extend(of_workers(world));
+        steps.extend(of_time(world));
+        Union::new_weighted(steps).boxed()
+    }
+
+    fn apply(mut world: World, step: &Step) -> World {
+        world.apply(step);
+        world
+    }
+
+    fn preconditions(world: &World, step: &Step) -> bool {
+        match step {
+            Step::Accept { .. } => world.jobs.len() < JOBS,
+            Step::RelayPublishes { .. } => world.turn.is_none() && world.jobs.iter().any(|job| rings(job.alarm)),
+            Step::RelayEnds(end) => world.turn.as_ref().is_some_and(|turn| turn.arrived || *end != TurnEnd::Confirmed),
+            Step::Duplicate { message } => *message < world.broker.len() && world.broker.len() < MESSAGES,
+            Step::Deliver { messages, .. } => can_deliver(world, messages),
+            Step::Settle { attempt, .. } => {
+                let attempt = world.under_way.get(*attempt);
+                attempt.is_some_and(|attempt| !(world.holds(attempt) && world.is_held(attempt.job)))
+            }
+            Step::Crash { worker } => world.under_way.iter().any(|attempt| attempt.worker == *worker),
+            Step::LeaseExpires { job } => world.jobs.get(*job).is_some_and(Job::is_leased),
+            Step::AlarmRings { job } => {
+                let silent = |alarm: Alarm| !alarm.due && !world.is_held(*job);
+                world.jobs.get(*job).is_some_and(|job| job.alarm.is_some_and(silent))
+            }
+            Step::Cancel { job } => {
+                let waits = |it: &Job| it.status == Status::Pending && world.is_held(*job);
+                world.jobs.get(*job).is_some_and(|job| !waits(job))
+            }
+            Step::BrokerWiped => !world.jobs.is_empty(),
+        }
+    }
+}
+
+type Weighted = (u32, BoxedStrategy<Step>);
+
+fn rings(alarm: Option<Alarm>) -> bool {
+    alarm.is_some_and(|alarm| alarm.due)
+}
+
+/// A worker that has to touch a row which a relay holds would wait for the relay, and this test with it.
+fn can_deliver(world: &World, messages: &[usize]) -> bool {
+    if messages.is_empty() || messages.iter().any(|place| *place >= world.broker.len()) {
+        return false;
+    }
+    let batch = world.batch(messages);
+    !batch.leased.iter().chain(&batch.lost).any(|job| world.is_held(*job))
+}
+
+fn of_owners(world: &World) -> Vec<Weighted> {
+    let accept = (prop::bool::weighted(0.2), 1..=4)
+        .prop_map(|(scheduled, max_attempts)| Step::Accept { scheduled, max_attempts });
+    let mut steps = Vec::new();
+    if world.jobs.len() < JOBS {
+        steps.push((3, accept.boxed()));
+    }
+    if !world.jobs.is_empty() {
+        steps.push((1, (0..world.jobs.len()).prop_map(|job| Step::Cancel { job }).boxed()));
+        steps.push((1, Just(Step::BrokerWiped).boxed()));
+    }
+    steps
+}
+
+fn of_relays(world: &World) -> Vec<Weighted> {
+    let Some(turn) = &world.turn else {
+        let publishes = prop::bool::weighted(0.85).prop_map(|arrives| Step::RelayPublishes { arrives });
+        let any_rings = world.jobs.iter().any(|job| rings(job.alarm));
+        return if any_rings { vec![(8, publishes.boxed())] } else { Vec::new() };
+    };
+    let mut ends = vec![
+        (2, Just(Step::RelayEnds(TurnEnd::Unconfirmed)).boxed()),
+        (3, Just(Step::RelayEnds(TurnEnd::Killed)).boxed()),
+    ];
+    if turn.arrived {
+        ends.push((9, Just(Step::RelayEnds(TurnEnd::Confirmed)).boxed()));
+    }
+    ends
+}
+
+fn of_workers(world: &World) -> Vec<Weighted> {
+    let mut steps = Vec::new();
+    let messages = world.broker.len();
+    if messages > 0 {
+        let places: Vec<usize> = (0..messages).collect();
+        let taken = subsequence(places, 1..=messages.min(BATCH));
+        let deliver = (0..WORKERS, taken, prop::bool::weighted(0.15))
+            .prop_map(|(worker, messages, answer_lost)| Step::Deliver { worker, messages, answer_lost });
+        steps.push((10, deliver.boxed()));
+        if messages < MESSAGES {
+            steps.push((2, (0..messages).prop_map(|message| Step::Duplicate { message }).boxed()));
+        }
+    }
+    if !world.under_way.is_empty() {
+        let verdict =
+            prop_oneof![2 => Just(Verdict::Success), 4 => Just(Verdict::TryAgain), 1 => Just(Verdict::GiveUp)];
+        let settle =
+            (0..world.under_way.len(), verdict, prop::bool::weighted(0.7), prop::bool::weighted(0.2)).prop_map(
+                |(attempt, verdict, retry_at_once, twice)| Step::Settle { attempt, verdict, retry_at_once, twice },
+            );
+        steps.push((6, settle.boxed()));
+        let workers: Vec<usize> = world.under_way.iter().map(|attempt| attempt.worker).collect();
+        steps.push((2, select(workers).prop_map(|worker| Step::Crash { worker }).boxed()));
+    }
+    steps
+}
+
+fn of_time(world: &World) -> Vec<Weighted> {
+    let jobs = world.jobs.iter().enumerate();
+    let leased: Vec<usize> = jobs.clone().filter(|(_, job)| job.is_leased()).map(|(place, _)| place).collect();
+    let silent = jobs.filter(|(_, job)| job.alarm.is_some_and(|alarm| !alarm.due)).map(|(place, _)| place);
+    let silent: Vec<usize> = silent.collect();
+    let mut steps = Vec::new();
+    if !leased.is_empty() {
+        steps.push((4, select(leased).prop_map(|job| Step::LeaseExpires { job }).boxed()));
+    }
+    if !silent.is_empty() {
+        steps.push((3, select(silent).prop_map(|job| Step::AlarmRings { job }).boxed()));
+    }
+    steps
+}

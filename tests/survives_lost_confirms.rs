@@ -1,0 +1,73 @@
+//! Only the broker's confirm makes a row published. What a relay sent into a network that lost it is sent
+//! again within seconds, whether that relay lives or not.
+
+use std::time::Duration;
+
+use harness::tcp_proxy::Direction;
+use harness::{Mode, PATIENCE, Stack, TcpProxy, wait_until};
+use uuid::Uuid;
+
+const WEBHOOKS: usize = 10;
+
+/// For all to be delivered once the network works again: a fraction of the 15 minutes after which a row
+/// that was marked rings by itself.
+const SOON: Duration = Duration::from_secs(15);
+
+/// A relay waits no longer for its confirms.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A stack whose relay reaches the broker through a proxy.
+async fn start(test: &'static str) -> (Stack, TcpProxy) {
+    let servers = harness::Servers::shared().await;
+    let (proxy, through_proxy) = TcpProxy::before(&servers.rabbitmq_url).await;
+    (Stack::builder(test).relay_env("RABBITMQ_URL", &through_proxy).start().await, proxy)
+}
+
+/// Loses what the relay sends to the broker, and returns when it waits for the confirms of something.
+async fn lose_publications(stack: &Stack, proxy: &TcpProxy) -> Vec<Uuid> {
+    proxy.set(Mode::Drop(Direction::ToServer));
+    let mut jobs = Vec::new();
+    for _ in 0..WEBHOOKS {
+        jobs.push(stack.post("{}", "").await.job_id);
+    }
+    let publishing = "SELECT count(*) FROM pg_stat_activity
+                      WHERE datname = current_database() AND application_name = 'outhook-relay'
+                        AND state = 'idle in transaction' AND state_change < clock_timestamp() - interval '300 ms'";
+    wait_until("the relay to publish", CONFIRM_TIMEOUT, async || stack.count(publishing).await == 1).await;
+    jobs
+}
+
+/// Mends the network; each job is delivered soon, and once.
+async fn assert_delivered_soon(stack: &Stack, proxy: &TcpProxy, jobs: &[Uuid]) {
+    proxy.set(Mode::Forward);
+    stack.wait_until_drained(SOON).await;
+    for id in jobs {
+        assert_eq!(stack.deliveries(*id).len(), 1, "job {id}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_not_confirmed_is_published_again() {
+    let (stack, proxy) = start("what_was_not_confirmed").await;
+    let jobs = lose_publications(&stack, &proxy).await;
+    wait_until("the relay to give the confirms up", PATIENCE, async || {
+        stack.relays[0].counter("outhook_relay_unconfirmed_total").await > 0.0
+    })
+    .await;
+    assert_eq!(stack.receiver.received().len(), 0, "something came through");
+    assert_delivered_soon(&stack, &proxy, &jobs).await;
+    stack.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_relay_did_not_see_confirmed_is_published_by_the_next() {
+    let (mut stack, proxy) = start("what_a_relay_did_not_see").await;
+    let jobs = lose_publications(&stack, &proxy).await;
+    stack.relays[0].kill().await;
+    stack.relays.clear();
+    assert_eq!(stack.receiver.received().len(), 0, "something came through");
+    proxy.set(Mode::Forward);
+    stack.start_relay().await;
+    assert_delivered_soon(&stack, &proxy, &jobs).await;
+    stack.finish().await;
+}
