@@ -1,0 +1,105 @@
+//! The report on a screen.
+
+use comfy_table::presets::UTF8_FULL_CONDENSED;
+use comfy_table::{Cell, CellAlignment, Table};
+
+use crate::report::{Figure, Report, Section, Unit};
+
+/// The whole report as text.
+pub(crate) fn render(report: &Report) -> String {
+    let tables = report.sections.iter().map(|section| format!("\n{}\n", table(report, section)));
+    let violations = report.violations.iter().map(|violation| format!("VIOLATION: {violation}\n"));
+    std::iter::once(format!("{}\n", report.machine.sentences())).chain(tables).chain(violations).collect()
+}
+
+fn table(report: &Report, section: &Section) -> Table {
+    let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED).set_header(vec![
+        Cell::new(&section.title),
+        Cell::new("median").set_alignment(CellAlignment::Right),
+        Cell::new("least … most").set_alignment(CellAlignment::Right),
+        Cell::new("of its limit"),
+    ]);
+    for figure in &section.figures {
+        table.add_row(vec![
+            Cell::new(&figure.name),
+            Cell::new(with_unit(figure.median(), figure.unit)).set_alignment(CellAlignment::Right),
+            Cell::new(spread(figure)).set_alignment(CellAlignment::Right),
+            Cell::new(shares(report, figure)),
+        ]);
+    }
+    table
+}
+
+fn spread(figure: &Figure) -> String {
+    if figure.samples.len() < 2 {
+        return String::new();
+    }
+    format!("{} … {}", number(figure.least()), number(figure.most()))
+}
+
+/// The figure as a percentage of each of its limits that was measured in the same run.
+fn shares(report: &Report, figure: &Figure) -> String {
+    let share = |key: &String| {
+        let limit = report.find(key)?;
+        Some(format!("{} % of {}", number(100.0 * figure.median() / limit.median()), limit.name))
+    };
+    figure.limits.iter().filter_map(share).collect::<Vec<_>>().join("\n")
+}
+
+/// A number with its unit.
+pub(crate) fn with_unit(value: f64, unit: Unit) -> String {
+    let unit = match unit {
+        Unit::PerSecond => "/s",
+        Unit::Milliseconds => " ms",
+        Unit::Microseconds => " µs",
+        Unit::Bytes => " B",
+        Unit::Mebibytes => " MiB",
+        Unit::Percent => " %",
+        Unit::Times => " ×",
+        Unit::Rows => "",
+    };
+    format!("{}{unit}", number(value))
+}
+
+/// Three significant digits at least, thousands apart.
+pub(crate) fn number(value: f64) -> String {
+    let digits = match value.abs() {
+        below if below < 10.0 => 2,
+        below if below < 100.0 => 1,
+        _ => 0,
+    };
+    let text = format!("{value:.digits$}");
+    let (whole, fraction) = text.split_at(text.find('.').unwrap_or(text.len()));
+    let mut grouped = String::new();
+    for (index, digit) in whole.chars().enumerate() {
+        let left = whole.len() - index;
+        if digit.is_ascii_digit() && index > 0 && left % 3 == 0 && grouped.ends_with(|it: char| it.is_ascii_digit()) {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    grouped + fraction
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::machine::Machine;
+
+    #[test]
+    fn numbers_are_easy_to_read() {
+        for (value, text) in [(0.1234, "0.12"), (12.34, "12.3"), (999.6, "1,000"), (1_234_567.0, "1,234,567")] {
+            assert_eq!(number(value), text);
+        }
+        assert_eq!(number(-123.0), "-123");
+    }
+
+    #[test]
+    fn a_figure_stands_beside_its_limit() {
+        let mut report = Report::new(Machine::default(), String::new());
+        report.section("Limits").add("limit", "pgbench", Unit::PerSecond, 200.0);
+        report.section("Ingest").add("rate", "accepted", Unit::PerSecond, 50.0).bounded_by(&["limit", "not there"]);
+        assert!(render(&report).contains("25.0 % of pgbench"));
+    }
+}
