@@ -13,6 +13,7 @@ use outbox::database::DatabaseConfig;
 /// lost, failed or delivered without having been accepted.
 #[derive(Parser, Clone, Debug)]
 #[command(name = "outhook-bench", version)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
 pub(crate) struct Options {
     /// Smaller counts and one repetition: about a minute. Good for ratios, not for publishing.
     #[arg(long)]

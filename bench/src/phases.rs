@@ -28,7 +28,7 @@ pub(crate) struct Bench<'a> {
 const CONNECTIONS: usize = 64;
 
 /// The longest that a phase waits for its last delivery.
-const DELIVERY_TIMEOUT: Duration = Duration::from_secs(900);
+const DELIVERY_TIMEOUT: Duration = Duration::from_mins(15);
 
 impl Bench<'_> {
     /// Relays and workers that run.

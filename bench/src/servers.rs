@@ -15,8 +15,8 @@ use tokio_postgres::Client;
 use crate::options::database_config;
 
 /// The script bounds its own waits; this is longer than all of them.
-const START_TIMEOUT: Duration = Duration::from_secs(240);
-const STOP_TIMEOUT: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_mins(4);
+const STOP_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Settings without which a commit is no promise.
 const DURABLE: [&str; 3] = ["fsync", "synchronous_commit", "full_page_writes"];

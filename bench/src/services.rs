@@ -11,7 +11,7 @@ use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 /// Waits this long at most for a service to start or stop.
-const SERVICE_TIMEOUT: Duration = Duration::from_secs(60);
+const SERVICE_TIMEOUT: Duration = Duration::from_mins(1);
 
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 

@@ -22,7 +22,7 @@ const SIGNING_SECRET: &str = "whsec_YmVuY2gtc2VjcmV0LW9mLXRoZS13b3JrZXItMzItYnl0
 /// Bytes of a payload: what a typical event has.
 pub(crate) const PAYLOAD_BYTES: usize = 250;
 
-const MIGRATION_TIMEOUT: Duration = Duration::from_secs(60);
+const MIGRATION_TIMEOUT: Duration = Duration::from_mins(1);
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Where everything is.

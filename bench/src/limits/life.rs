@@ -27,7 +27,7 @@ const BATCH: u16 = 200;
 /// Batches under way at once: as many as there are processors on a small machine.
 const LANES: u32 = 2;
 
-const LEASE: Duration = Duration::from_secs(60);
+const LEASE: Duration = Duration::from_mins(1);
 
 pub(crate) async fn run(bench: &Bench<'_>, report: &mut Report) -> anyhow::Result<()> {
     bench.progress.step("the life of jobs in SQL alone");
@@ -44,7 +44,7 @@ pub(crate) async fn run(bench: &Bench<'_>, report: &mut Report) -> anyhow::Resul
     let limit = bench.scale.jobs;
     let lanes = clients.iter_mut().enumerate().map(|(lane, client)| live(&pool, client, lane, &begun, limit));
     let finished: u64 = try_join_all(lanes).await?.iter().sum();
-    let (time, used) = (started.elapsed(), process_time::of_tree(postgres)? - used);
+    let (time, used) = (started.elapsed(), process_time::of_tree(postgres)?.saturating_sub(used));
 
     pool.close().await;
     stack.remove().await?;
@@ -72,7 +72,7 @@ async fn live(pool: &PgPool, client: &mut Client, lane: usize, begun: &AtomicU64
         }
         batch += 1;
         let claimed = claim::claim(pool, &messages, &format!("{lane}-{batch}"), LEASE).await?;
-        let settlements: Vec<_> = claimed.into_iter().map(delivered).collect();
+        let settlements: Vec<_> = claimed.iter().map(delivered).collect();
         finished += settle::settle(pool, &settlements).await?.len() as u64;
     }
 }
@@ -100,7 +100,7 @@ fn new_job() -> NewJob {
     }
 }
 
-fn delivered(job: Claimed) -> Settlement {
+fn delivered(job: &Claimed) -> Settlement {
     Settlement {
         job_id: job.job_id,
         attempt: job.attempt,

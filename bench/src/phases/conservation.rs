@@ -12,7 +12,7 @@ use crate::receiver::Arrival;
 use crate::stack::Stack;
 
 /// The last settlements come after the last delivery, but not much.
-const SETTLE_TIMEOUT: Duration = Duration::from_secs(60);
+const SETTLE_TIMEOUT: Duration = Duration::from_mins(1);
 
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 

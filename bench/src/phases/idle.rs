@@ -26,8 +26,8 @@ pub(crate) async fn run(bench: &Bench<'_>, report: &mut Report) -> anyhow::Resul
     let share = |used: Duration| 100.0 * used.as_secs_f64() / time.as_secs_f64();
     let mut together = Duration::ZERO;
     for ((name, before), after) in ["api", "relay", "worker"].iter().zip(services).zip(now) {
-        section.add(&format!("idle.{name}"), name, Unit::Percent, share(after - before));
-        together += after - before;
+        section.add(&format!("idle.{name}"), name, Unit::Percent, share(after.saturating_sub(before)));
+        together += after.saturating_sub(before);
     }
     section.add("idle.services", "the three services together", Unit::Percent, share(together));
     for (name, used) in usage.by_process().filter(|(name, _)| ["postgres", "rabbitmq"].contains(name)) {

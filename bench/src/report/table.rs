@@ -20,15 +20,37 @@ fn table(report: &Report, section: &Section) -> Table {
         Cell::new("least … most").set_alignment(CellAlignment::Right),
         Cell::new("of its limit"),
     ]);
-    for figure in &section.figures {
+    for figures in section.figures.chunk_by(are_percentiles_of_one) {
         table.add_row(vec![
-            Cell::new(&figure.name),
-            Cell::new(with_unit(figure.median(), figure.unit)).set_alignment(CellAlignment::Right),
-            Cell::new(spread(figure)).set_alignment(CellAlignment::Right),
-            Cell::new(shares(report, figure)),
+            Cell::new(name(figures)),
+            Cell::new(medians(figures)).set_alignment(CellAlignment::Right),
+            Cell::new(figures.iter().map(spread).collect::<Vec<_>>().join("\n")).set_alignment(CellAlignment::Right),
+            Cell::new(shares(report, &figures[0])),
         ]);
     }
     table
+}
+
+/// What comes before `.p50` in a key, if it is a percentile's.
+fn without_percentile(figure: &Figure) -> Option<&str> {
+    figure.key.split_once(".p").filter(|(_, rest)| rest.starts_with(|it: char| it.is_ascii_digit())).map(|it| it.0)
+}
+
+/// The percentiles of one distribution share a row.
+fn are_percentiles_of_one(one: &Figure, other: &Figure) -> bool {
+    without_percentile(one).is_some() && without_percentile(one) == without_percentile(other)
+}
+
+/// The name of a figure, or that of the first with all percentiles.
+fn name(figures: &[Figure]) -> String {
+    let others = figures[1..].iter().filter_map(|figure| figure.name.rsplit(", ").next());
+    others.fold(figures[0].name.clone(), |name, percentile| name + " · " + percentile)
+}
+
+fn medians(figures: &[Figure]) -> String {
+    let unit = with_unit(figures[figures.len() - 1].median(), figures[0].unit);
+    let others = figures[..figures.len() - 1].iter().map(|figure| number(figure.median()) + " · ");
+    others.collect::<String>() + &unit
 }
 
 fn spread(figure: &Figure) -> String {
