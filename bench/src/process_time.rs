@@ -43,6 +43,19 @@ pub(crate) fn of_threads(pid: u32) -> anyhow::Result<Duration> {
     Ok(Duration::from_nanos(nanoseconds))
 }
 
+/// Processor time that was used on this machine by anybody, since it was started.
+pub(crate) fn of_machine() -> anyhow::Result<Duration> {
+    let text = fs::read_to_string("/proc/stat")?;
+    Ok(Duration::from_millis(busy_ticks(&text).context("/proc/stat has no sum")? * 1_000 / TICKS_PER_SECOND))
+}
+
+/// proc(5): the first line sums up all processors as user, nice, system, idle, iowait, irq, softirq, steal.
+fn busy_ticks(text: &str) -> Option<u64> {
+    let fields = text.lines().next()?.strip_prefix("cpu ")?.split_whitespace();
+    let ticks: Vec<u64> = fields.map_while(|field| field.parse().ok()).take(8).collect();
+    Some(ticks.iter().sum::<u64>() - ticks.get(3)? - ticks.get(4)?)
+}
+
 /// Most memory that a process ever had resident, in bytes.
 pub(crate) fn peak_memory(pid: u32) -> anyhow::Result<u64> {
     read_kibibytes(&format!("/proc/{pid}/status"), "VmHWM:")
@@ -101,6 +114,11 @@ mod tests {
     fn reads_the_times_behind_a_strange_name() {
         let text = "41 (a) b) S 7 41 41 0 -1 4194304 100 0 0 0 250 50 30 20 20 0 4 0 100 0";
         assert_eq!(parse_stat(text), Some(Stat { parent: 7, own_ticks: 300, ended_children_ticks: 50 }));
+    }
+
+    #[test]
+    fn idle_and_waiting_processors_are_not_busy() {
+        assert_eq!(busy_ticks("cpu  100 10 50 9000 700 1 2 3 0 0\ncpu0 1"), Some(166));
     }
 
     #[test]

@@ -8,9 +8,12 @@ use crate::servers::Servers;
 /// What is told apart.
 pub(crate) const PROCESSES: [&str; 6] = ["api", "relay", "worker", "postgres", "rabbitmq", "bench"];
 
-/// Processor time of each of [`PROCESSES`].
+/// Processor time of each of [`PROCESSES`], and of the whole machine.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Usage([Duration; PROCESSES.len()]);
+pub(crate) struct Usage {
+    ours: [Duration; PROCESSES.len()],
+    machine: Duration,
+}
 
 impl Usage {
     /// Since each process was started.
@@ -24,24 +27,29 @@ impl Usage {
         usage[3] = process_time::of_tree(servers.postgres_pid)?;
         usage[4] = process_time::of_tree(servers.rabbitmq_pid)?;
         usage[5] = process_time::of_process(std::process::id())?;
-        Ok(Self(usage))
+        Ok(Self { ours: usage, machine: process_time::of_machine()? })
     }
 
     /// What was used between then and now.
     pub(crate) fn since(&self, earlier: &Self) -> Self {
-        let mut difference = self.0;
-        for (now, then) in difference.iter_mut().zip(earlier.0) {
+        let mut ours = self.ours;
+        for (now, then) in ours.iter_mut().zip(earlier.ours) {
             *now = now.saturating_sub(then);
         }
-        Self(difference)
+        Self { ours, machine: self.machine.saturating_sub(earlier.machine) }
     }
 
     /// Each process's name and time.
     pub(crate) fn by_process(&self) -> impl Iterator<Item = (&'static str, Duration)> {
-        PROCESSES.into_iter().zip(self.0)
+        PROCESSES.into_iter().zip(self.ours)
     }
 
     pub(crate) fn total(&self) -> Duration {
-        self.0.iter().sum()
+        self.ours.iter().sum()
+    }
+
+    /// What anything else on this machine used: the kernel's own threads, and whoever disturbs the measurement.
+    pub(crate) fn of_others(&self) -> Duration {
+        self.machine.saturating_sub(self.total())
     }
 }

@@ -46,18 +46,19 @@ pub(crate) async fn run(bench: &Bench<'_>, report: &mut Report, setup: &Setup) -
 
 async fn once(bench: &Bench<'_>, report: &mut Report, setup: &Setup) -> anyhow::Result<()> {
     let jobs = bench.scale.jobs;
-    let stack = Stack::start(&bench.site, setup.relays, setup.workers).await?;
+    let mut stack = Stack::start(&bench.site, setup.relays, setup.workers).await?;
     stack.receiver().take()?;
     if bench.options.statements {
         statements::reset(&stack).await?;
     }
-    let (usage, wal) = (stack.usage()?, stack.wal_bytes().await?);
+    let (usage, wal, started) = (stack.usage()?, stack.wal_bytes().await?, Instant::now());
 
     let run = stack.post(CONNECTIONS, Pace::Count(jobs)).await?;
     stack.receiver().wait_for(run.accepted.len(), DELIVERY_TIMEOUT).await?;
     conservation::settled(&stack, 0).await?;
 
     let (usage, wal) = (stack.usage()?.since(&usage), stack.wal_bytes().await? - wal);
+    let disturbance = usage.of_others().as_secs_f64() / started.elapsed().as_secs_f64();
     let arrivals = stack.receiver().take()?;
     let violations = conservation::violations(&stack, &run.accepted, &arrivals, Filled::default()).await?;
     report.violations.extend(violations);
@@ -65,13 +66,11 @@ async fn once(bench: &Bench<'_>, report: &mut Report, setup: &Setup) -> anyhow::
     let section = report.section(setup.title);
     add_rates(section, setup.key, &run, &arrivals);
     add_costs(section, setup.key, usage, wal, jobs);
+    let name = "taken by anything else meanwhile, of one processor";
+    section.add(&format!("{}.others", setup.key), name, Unit::Percent, 100.0 * disturbance);
     add_memory(section, setup.key, bench.site.servers, &stack)?;
-    section.add(
-        &format!("{}.hot", setup.key),
-        "updates of jobs that are HOT",
-        Unit::Percent,
-        hot_share(&stack, jobs).await?,
-    );
+    let hot = hot_share(&mut stack, jobs).await?;
+    section.add(&format!("{}.hot", setup.key), "updates of jobs that are HOT", Unit::Percent, hot);
     if setup.key == "end_to_end" {
         report.throughput = throughput(&run, &arrivals);
     }
@@ -121,10 +120,11 @@ fn add_memory(section: &mut Section, key: &str, servers: &Servers, stack: &Stack
     Ok(())
 }
 
-/// The share of HOT updates in percent. Backends report at their leisure, so all two of each job are waited
-/// for, but not for ever.
+/// The share of HOT updates in percent. Backends report when they have time, and at their end: so the workers
+/// are stopped, and the two updates of each job are waited for, but not for ever.
 #[allow(clippy::cast_precision_loss, reason = "no run has 2^52 jobs")]
-async fn hot_share(stack: &Stack<'_>, jobs: u64) -> anyhow::Result<f64> {
+async fn hot_share(stack: &mut Stack<'_>, jobs: u64) -> anyhow::Result<f64> {
+    stack.stop_deliveries().await?;
     let deadline = Instant::now() + Duration::from_secs(5);
     loop {
         let statement = "SELECT n_tup_hot_upd, n_tup_upd FROM pg_stat_user_tables WHERE relname = 'webhook_jobs'";

@@ -139,4 +139,4 @@ const UNFINISHED: &str = "-- fill_unfinished
         SELECT id, now(), $4, 12, 500, 'failed', 'bench', 'HTTP 500' FROM job WHERE $4 > 0
     )
     INSERT INTO outbox (id, job_id, attempt, due_at)
-    SELECT outbox_id, id, $4, now() + make_interval(secs => least($5, 3600) + random() * $5) FROM job";
+    SELECT outbox_id, id, $4, now() + make_interval(secs => least($5::float8, 3600) + random() * $5) FROM job";

@@ -17,7 +17,7 @@ pub(crate) async fn add(stack: &Stack<'_>, report: &mut Report, jobs: u64) -> an
     let rows = stack
         .client
         .query(
-            "SELECT left(regexp_replace(query, '\\s+', ' ', 'g'), 48), total_exec_time * 1000, calls, wal_bytes::float8
+            "SELECT coalesce(substring(query FROM '^-- ([a-z_]+)'), left(query, 40)), total_exec_time * 1000, calls, wal_bytes::float8
              FROM pg_stat_statements WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
              ORDER BY total_exec_time DESC LIMIT 12",
             &[],
@@ -27,7 +27,7 @@ pub(crate) async fn add(stack: &Stack<'_>, report: &mut Report, jobs: u64) -> an
     for row in rows {
         let (text, microseconds, calls): (String, f64, i64) = (row.get(0), row.get(1), row.get(2));
         let wal: f64 = row.get(3);
-        let name = format!("{text}… ({calls} calls, {:.0} B of log a job)", for_each(wal, jobs));
+        let name = format!("{text} ({calls} calls, {:.0} B of log a job)", for_each(wal, jobs));
         section.add(&format!("statement.{text}"), &name, Unit::Microseconds, for_each(microseconds, jobs));
     }
     Ok(())

@@ -24,7 +24,7 @@ fn table(report: &Report, section: &Section) -> Table {
         table.add_row(vec![
             Cell::new(name(figures)),
             Cell::new(medians(figures)).set_alignment(CellAlignment::Right),
-            Cell::new(figures.iter().map(spread).collect::<Vec<_>>().join("\n")).set_alignment(CellAlignment::Right),
+            Cell::new(spreads(figures)).set_alignment(CellAlignment::Right),
             Cell::new(shares(report, &figures[0])),
         ]);
     }
@@ -53,11 +53,11 @@ fn medians(figures: &[Figure]) -> String {
     others.collect::<String>() + &unit
 }
 
-fn spread(figure: &Figure) -> String {
-    if figure.samples.len() < 2 {
-        return String::new();
-    }
-    format!("{} … {}", number(figure.least()), number(figure.most()))
+/// One line for each figure that was measured more than once.
+fn spreads(figures: &[Figure]) -> String {
+    let repeated = figures.iter().filter(|figure| figure.samples.len() > 1);
+    let spread = repeated.map(|figure| format!("{} … {}", number(figure.least()), number(figure.most())));
+    spread.collect::<Vec<_>>().join("\n")
 }
 
 /// The figure as a percentage of each of its limits that was measured in the same run.
