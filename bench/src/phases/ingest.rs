@@ -53,7 +53,7 @@ fn add(report: &mut Report, connections: usize, run: &Run) {
     }
     let latencies = Distribution::of(run.latencies());
     latencies.add_to(section, &key, &format!("answered over {connections}"));
-    let curve = latencies.curve(&format!("{connections} connections"));
+    let curve = latencies.curve(&format!("{connections} at once"));
     report.latencies.retain(|known| known.name != curve.name);
     report.latencies.push(curve);
 }

@@ -27,15 +27,22 @@ pub(crate) fn render(new: &Report, old: &Report) -> String {
             Cell::new(format!("{title}: {}", figure.name)),
             right(with_unit(before.median(), figure.unit)),
             right(with_unit(figure.median(), figure.unit)),
-            right(number(figure.median() / before.median())),
+            right(ratio(figure.median(), before.median())),
             Cell::new(verdict(figure, before)),
         ]);
     }
     format!("\nCompared with {} of {}\n{table}", old.machine.commit, old.machine.started)
 }
 
-/// What the ratio means; nothing where the repetitions overlap.
+fn ratio(new: f64, old: f64) -> String {
+    if old > 0.0 { number(new / old) } else { String::new() }
+}
+
+/// What the ratio means. Nothing without repetitions: who knows how far another one would have been off?
 fn verdict(new: &Figure, old: &Figure) -> &'static str {
+    if new.samples.len() < 2 || old.samples.len() < 2 {
+        return "";
+    }
     let more = new.least() > old.most();
     let less = new.most() < old.least();
     let more_is_better = new.unit == Unit::PerSecond;
@@ -64,7 +71,7 @@ mod tests {
         };
         let text = render(&report(&[30.0, 31.0]), &report(&[20.0, 21.0]));
         assert!(text.contains("1.49") && text.contains("better"), "{text}");
-        let text = render(&report(&[20.5]), &report(&[20.0, 21.0]));
+        let text = render(&report(&[20.5, 20.6]), &report(&[20.0, 21.0]));
         assert!(text.contains("within the spread"), "{text}");
     }
 }

@@ -84,7 +84,11 @@ fn even_ticks(curves: &[Curve], value: fn(&(f64, f64)) -> f64) -> Vec<(f64, Stri
     let step = [1.0, 2.0, 5.0, 10.0].map(|times| times * decade).into_iter().find(|step| most / step <= 6.0);
     let step = step.unwrap_or(most);
     let ticks = (0..=8).map(|index| f64::from(index) * step);
-    ticks.take_while(|tick| *tick < most + step).map(|tick| (tick, number(tick))).collect()
+    ticks.take_while(|tick| *tick < most + step).map(|tick| (tick, tick_label(tick))).collect()
+}
+
+fn tick_label(value: f64) -> String {
+    if value.fract() == 0.0 { number(value).replace(".00", "").replace(".0", "") } else { number(value) }
 }
 
 struct Chart<'a> {
