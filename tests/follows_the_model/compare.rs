@@ -74,10 +74,10 @@ impl Replay {
     }
 
     async fn assert_invariants(&self) {
-        let evidence = Evidence { accepted: &[], received: &[], max_attempts: 100 };
+        let evidence = Evidence { accepted: &[], received: &[], max_retries: 100 };
         let violations = check(&self.ground.pool, evidence).await;
         let is_checked = |invariant: &str| CHECKED.iter().any(|name| invariant.starts_with(name));
-        let violations: Vec<_> = violations.into_iter().filter(|it| is_checked(&it.invariant)).collect();
+        let violations: Vec<_> = violations.into_iter().filter(|it| is_checked(it.sentence)).collect();
         assert!(violations.is_empty(), "{}", violations.iter().map(ToString::to_string).collect::<String>());
     }
 

@@ -1,0 +1,213 @@
+//! `outhook-bench`: measures Outhook as it would run, beside the limits of the machine.
+//!
+//! In the order of reading: [`options`] say what is wanted, [`stack`] runs the real binaries on the real
+//! [`servers`], [`load`] posts to them and [`receiver`] takes what they deliver; [`limits`] and [`phases`]
+//! are what is measured, [`report`] is how it is shown. docs/performance.md says what each figure means.
+
+mod distribution;
+mod http;
+mod limits;
+mod load;
+mod options;
+mod phases;
+mod process_time;
+mod progress;
+mod receiver;
+mod report;
+mod servers;
+mod services;
+mod stack;
+mod usage;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, ensure};
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::options::{Options, Part};
+use crate::phases::end_to_end::Setup;
+use crate::phases::{Bench, drain, end_to_end, growth, idle, ingest, latency, long_transaction, statements};
+use crate::progress::Progress;
+use crate::receiver::{Receiver, Role};
+use crate::report::machine::Machine;
+use crate::report::{Report, compare, svg, table};
+use crate::servers::{Servers, workspace};
+use crate::stack::Site;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let options = Options::parse();
+    // Fails when it was done before, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    // Whoever interrupts drops the run, and with it every process that it started.
+    let outcome = tokio::select! {
+        outcome = run(&options) => outcome,
+        () = interrupted() => Err(anyhow::anyhow!("interrupted")),
+    };
+    match outcome {
+        Ok(report) if report.violations.is_empty() => ExitCode::SUCCESS,
+        Ok(report) => {
+            eprintln!("outhook-bench: {} things that must hold do not; they are above", report.violations.len());
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("outhook-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn interrupted() {
+    let (interrupt, terminate) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
+    if let (Ok(mut interrupt), Ok(mut terminate)) = (interrupt, terminate) {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    }
+}
+
+async fn run(options: &Options) -> anyhow::Result<Report> {
+    // Before minutes of work: an earlier report that cannot be read, binaries that are not there.
+    let earlier = options.compare.as_deref().map(compare::read).transpose()?;
+    let programs = programs(options)?;
+    let directory = Directory::create(options.directory.clone())?;
+
+    let postgres_options = if options.statements { statements::POSTGRES_OPTIONS } else { "" };
+    eprintln!("bench: starting Postgres and RabbitMQ in {}", directory.path.display());
+    let servers = Servers::start(&directory.path.join("servers"), postgres_options).await?;
+    let report = measure(options, &servers, programs, &directory.path).await;
+    servers.stop().await?;
+    let report = match report {
+        Ok(report) => report,
+        Err(error) => return Err(error.context(format!("the logs are in {}", directory.keep().display()))),
+    };
+
+    println!("{}", table::render(&report));
+    if let Some(earlier) = earlier {
+        println!("{}", compare::render(&report, &earlier));
+    }
+    write_files(options, &report)?;
+    Ok(report)
+}
+
+async fn measure(options: &Options, servers: &Servers, programs: PathBuf, directory: &Path) -> anyhow::Result<Report> {
+    let machine = Machine::look_at(directory, &servers.connect("outhook").await?).await?;
+    let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
+    let mut report = Report::new(machine, command);
+    let logs = directory.join("log");
+    std::fs::create_dir(&logs)?;
+    let receiver = Receiver::start(Role::Deliveries).await?;
+    let site = Site { servers, receiver: &receiver, programs, logs };
+    let bench = Bench { site, options, scale: options.scale(), progress: Progress::new(steps(options)) };
+    phases(&bench, &mut report).await?;
+    bench.progress.finish();
+    Ok(report)
+}
+
+/// Everything that is measured, in its order: the limits first, for they are what the rest is held against.
+async fn phases(bench: &Bench<'_>, report: &mut Report) -> anyhow::Result<()> {
+    ingest::warm_up(bench).await?;
+    if bench.options.growth {
+        return growth::run(bench, report).await;
+    }
+    if bench.options.long_transaction {
+        return long_transaction::run(bench, report).await;
+    }
+    let wants = |part| bench.options.wants(part);
+    if wants(Part::Limits) {
+        limits::run(bench, report).await?;
+    }
+    if wants(Part::Ingest) {
+        ingest::run(bench, report).await?;
+    }
+    if wants(Part::EndToEnd) {
+        end_to_end::run(bench, report, &Setup::headline(bench)).await?;
+    }
+    if wants(Part::Two) {
+        end_to_end::run(bench, report, &Setup::two()).await?;
+    }
+    if wants(Part::Latency) {
+        latency::run(bench, report).await?;
+    }
+    if wants(Part::Drain) {
+        drain::run(bench, report).await?;
+    }
+    if wants(Part::Idle) {
+        idle::run(bench, report).await?;
+    }
+    Ok(())
+}
+
+/// How many steps the progress bar has.
+fn steps(options: &Options) -> u64 {
+    let repetitions = options.scale().repetitions;
+    let part = |part, steps| if options.wants(part) { steps } else { 0 };
+    1 + match (options.growth, options.long_transaction) {
+        (true, _) => growth::STEPS,
+        (_, true) => long_transaction::STEPS,
+        _ => {
+            part(Part::Limits, limits::STEPS)
+                + part(Part::Ingest, repetitions * ingest::COUNTS.len() as u64)
+                + part(Part::EndToEnd, repetitions)
+                + part(Part::Two, 1)
+                + part(Part::Latency, 1 + part(Part::EndToEnd, 1))
+                + part(Part::Drain, repetitions)
+                + part(Part::Idle, 1)
+        }
+    }
+}
+
+fn write_files(options: &Options, report: &Report) -> anyhow::Result<()> {
+    let write = |path: &Path, text: String| {
+        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+    };
+    if let Some(path) = &options.json {
+        write(path, serde_json::to_string_pretty(report)? + "\n")?;
+    }
+    if let (Some(path), Some(picture)) = (&options.svg, svg::render(report)) {
+        write(path, picture)?;
+    }
+    Ok(())
+}
+
+/// The directory of the release binaries.
+fn programs(options: &Options) -> anyhow::Result<PathBuf> {
+    let own = std::env::current_exe()?.parent().context("a program is in a directory")?.to_owned();
+    let directory = options.programs.clone().unwrap_or(own).canonicalize()?;
+    ensure!(directory.join("outhook-api").exists(), "{} holds no outhook-api: use scripts/bench", directory.display());
+    Ok(directory)
+}
+
+/// The directory of data and logs, removed at the end unless it was named or is needed.
+struct Directory {
+    path: PathBuf,
+    remove: bool,
+}
+
+impl Directory {
+    fn create(chosen: Option<PathBuf>) -> anyhow::Result<Self> {
+        let remove = chosen.is_none();
+        let own = || workspace().join(format!("target/bench-{}", std::process::id()));
+        let path = chosen.unwrap_or_else(own);
+        std::fs::create_dir(&path).with_context(|| format!("{} cannot be created", path.display()))?;
+        Ok(Self { path: path.canonicalize()?, remove })
+    }
+
+    /// Leaves it for somebody to look at.
+    fn keep(mut self) -> PathBuf {
+        self.remove = false;
+        self.path.clone()
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        if self.remove {
+            // What is left is only in the way, and said so by its name.
+            let _ = std::fs::remove_dir_all(&self.path);
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! What the bench is asked to do.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+use outbox::database::DatabaseConfig;
+
+/// Measures Outhook's release binaries, beside the limits of the machine that they run on.
+///
+/// Starts a private, durable Postgres and RabbitMQ, and sends everything over loopback to a receiver of its
+/// own. Everything shares the machine's processors, the load generator included. Ends with 1 if a job was
+/// lost, failed or delivered without having been accepted.
+#[derive(Parser, Clone, Debug)]
+#[command(name = "outhook-bench", version)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
+pub(crate) struct Options {
+    /// Smaller counts and one repetition: about a minute. Good for ratios, not for publishing.
+    #[arg(long)]
+    pub quick: bool,
+    /// Measure only these.
+    #[arg(long, value_enum, value_delimiter = ',', conflicts_with_all = ["growth", "long_transaction"])]
+    pub only: Vec<Part>,
+    /// Relays that run.
+    #[arg(long, default_value_t = 1, value_parser = count(16))]
+    pub relays: u64,
+    /// Workers that run.
+    #[arg(long, default_value_t = 1, value_parser = count(16))]
+    pub workers: u64,
+    /// Repetitions of the headline figures; 3, or 1 with --quick.
+    #[arg(long, value_parser = count(100))]
+    pub repetitions: Option<u64>,
+    /// Jobs of an end-to-end run; 50,000, or 5,000 with --quick.
+    #[arg(long, value_parser = count(10_000_000))]
+    pub jobs: Option<u64>,
+    /// Measure instead what a database full of history, future retries and backlog changes.
+    #[arg(long, conflicts_with = "long_transaction")]
+    pub growth: bool,
+    /// With --growth: finished jobs; 5,000,000, or 100,000 with --quick.
+    #[arg(long, value_parser = count(100_000_000))]
+    pub finished: Option<u64>,
+    /// Measure instead what a transaction changes that is held open elsewhere.
+    #[arg(long)]
+    pub long_transaction: bool,
+    /// With --long-transaction: seconds of 500 jobs/s under it; 60, or 10 with --quick.
+    #[arg(long, value_parser = count(3_600))]
+    pub seconds: Option<u64>,
+    /// Also print the statements that Postgres spends most time in, by `pg_stat_statements`. Costs a little.
+    #[arg(long)]
+    pub statements: bool,
+    /// Write the report as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Draw the report's curves.
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+    /// Print each figure's ratio to that of an earlier report.
+    #[arg(long, value_name = "FILE")]
+    pub compare: Option<PathBuf>,
+    /// Directory of the release binaries; by default that of this program.
+    #[arg(long, value_name = "DIRECTORY")]
+    pub programs: Option<PathBuf>,
+    /// Directory for data and logs, which must not exist; by default one that is removed at the end. On the
+    /// disk that is to be measured: in memory a commit costs nothing.
+    #[arg(long, value_name = "DIRECTORY")]
+    pub directory: Option<PathBuf>,
+}
+
+/// A part of the report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Part {
+    /// What Postgres, RabbitMQ, an HTTP client and the load generator reach alone.
+    Limits,
+    /// Accepting alone.
+    Ingest,
+    /// Accepting and delivering, and what it costs.
+    EndToEnd,
+    /// The same with two relays and two workers.
+    Two,
+    /// From accepted to received, at rates below the maximum.
+    Latency,
+    /// A backlog.
+    Drain,
+    /// Doing nothing.
+    Idle,
+}
+
+fn count(most: u64) -> clap::builder::RangedU64ValueParser {
+    clap::value_parser!(u64).range(1..=most)
+}
+
+/// How much is done of everything.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scale {
+    pub repetitions: u64,
+    pub jobs: u64,
+    pub backlog: u64,
+    pub ingest: Duration,
+    pub latency: Duration,
+    pub limit: Duration,
+    pub idle: Duration,
+}
+
+impl Options {
+    pub(crate) fn scale(&self) -> Scale {
+        let seconds = |full, quick| Duration::from_secs(if self.quick { quick } else { full });
+        let number = |chosen: Option<u64>, full, quick| chosen.unwrap_or(if self.quick { quick } else { full });
+        Scale {
+            repetitions: number(self.repetitions, 3, 1),
+            jobs: number(self.jobs, 50_000, 5_000),
+            backlog: number(None, 20_000, 5_000),
+            ingest: seconds(10, 2),
+            latency: seconds(30, 4),
+            limit: seconds(10, 2),
+            idle: seconds(10, 5),
+        }
+    }
+
+    pub(crate) fn finished(&self) -> u64 {
+        self.finished.unwrap_or(if self.quick { 100_000 } else { 5_000_000 })
+    }
+
+    pub(crate) fn under_transaction(&self) -> Duration {
+        Duration::from_secs(self.seconds.unwrap_or(if self.quick { 10 } else { 60 }))
+    }
+
+    pub(crate) fn wants(&self, part: Part) -> bool {
+        self.only.is_empty() || self.only.contains(&part)
+    }
+}
+
+#[derive(Parser)]
+struct OnlyDatabase {
+    #[command(flatten)]
+    database: DatabaseConfig,
+}
+
+/// A configuration as the services read theirs.
+pub(crate) fn database_config(url: &str) -> DatabaseConfig {
+    OnlyDatabase::parse_from(["outhook-bench", "--database-url", url]).database
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quick_is_smaller_unless_told_otherwise() {
+        let parse = |arguments: &[&str]| Options::parse_from([&["bench"], arguments].concat());
+        assert_eq!(parse(&[]).scale().jobs, 50_000);
+        assert_eq!(parse(&["--quick"]).scale().repetitions, 1);
+        assert_eq!(parse(&["--quick", "--jobs", "7"]).scale().jobs, 7);
+    }
+}
