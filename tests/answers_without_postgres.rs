@@ -5,13 +5,19 @@ use std::time::{Duration, Instant};
 
 use harness::client::{Response, body, send};
 use harness::tcp_proxy::Direction;
-use harness::{Mode, PATIENCE, Servers, Stack, TcpProxy, wait_until};
+use harness::{Mode, PATIENCE, Servers, Stack, TcpProxy, report, wait_until};
 
 const TARGET: &str = "http://127.0.0.1:9/hook";
 
 /// What the api may take: a time-out of its own (6 s for a statement, 1 s for a connection) twice, since a
 /// request may come right behind a batch that waits. The rest is for a busy machine.
 const LIMIT: Duration = Duration::from_secs(20);
+
+/// The api's two waits of a second for a connection; the rest is for a busy machine.
+const CONNECTION_LIMIT: Duration = Duration::from_secs(4);
+
+/// What needs no database; the rest is for a busy machine.
+const HEALTH_LIMIT: Duration = Duration::from_secs(1);
 
 /// Only the api, with a proxy before its database. Nobody listens to RabbitMQ.
 async fn api(test: &'static str) -> (Stack, TcpProxy) {
@@ -89,7 +95,9 @@ async fn every_connection_waits_for_a_lock() {
     sqlx::query("LOCK TABLE webhook_jobs IN ACCESS EXCLUSIVE MODE").execute(&mut *holder).await.expect("the lock");
 
     let keys: Vec<String> = (0..20).map(|number| format!("key-{number}")).collect();
+    let started = Instant::now();
     let posts = futures_util::future::join_all(keys.iter().map(|key| post(&stack, key))).await;
+    report(&format!("all waited for a lock: {:?}", started.elapsed()));
     posts.iter().for_each(assert_unavailable);
     assert_eq!(get(&stack, "/health").await.status, 200);
 
@@ -113,4 +121,33 @@ async fn somebody_holds_one_key_and_the_others_pass() {
 
     holder.rollback().await.expect("the key is free");
     assert_eq!(post(&stack, "held").await.status, 202);
+}
+
+/// Runs a statement that changes what the services' role may do.
+async fn alter(stack: &Stack, statement: &'static str) {
+    sqlx::query(statement).execute(stack.pool()).await.expect("a superuser may do it");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_connection_is_left_and_the_answer_comes_within_two_seconds() {
+    let role = "no_connection_is_left";
+    let stack = Stack::builder("no_connection_is_left").relays(0).workers(0).database_role(role).start().await;
+    assert_eq!(post(&stack, "before").await.status, 202);
+    alter(&stack, "ALTER ROLE no_connection_is_left CONNECTION LIMIT 0").await;
+    let ended = "SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'no_connection_is_left'";
+    assert!(stack.count(ended).await > 0, "the api had no connection");
+
+    let keys: Vec<String> = (0..20).map(|number| format!("key-{number}")).collect();
+    let started = Instant::now();
+    let posts = futures_util::future::join_all(keys.iter().map(|key| post(&stack, key))).await;
+    let answered = started.elapsed();
+    posts.iter().for_each(assert_unavailable);
+    let started = Instant::now();
+    assert_eq!(get(&stack, "/health").await.status, 200);
+    report(&format!("no connection left: 503 within {answered:?}, health within {:?}", started.elapsed()));
+    assert!(answered < CONNECTION_LIMIT, "the answers took {answered:?}");
+    assert!(started.elapsed() < HEALTH_LIMIT, "the probe took {:?}", started.elapsed());
+
+    alter(&stack, "ALTER ROLE no_connection_is_left CONNECTION LIMIT -1").await;
+    wait_until("the api to accept again", PATIENCE, async || post(&stack, "key-0").await.status == 202).await;
 }

@@ -12,6 +12,7 @@ mod refuses_duplicate_messages;
 mod refuses_to_start;
 mod retries_failed_delivery;
 mod shares_work;
+mod survives_acknowledgement_timeout;
 mod survives_api_kill;
 mod survives_blocked_broker;
 mod survives_broker_restart;
