@@ -17,6 +17,8 @@ mod survives_api_kill;
 mod survives_blocked_broker;
 mod survives_broker_restart;
 mod survives_confirm_loss;
+mod survives_full_disk;
+mod survives_lack_of_file_descriptors;
 mod survives_lost_connections;
 mod survives_postgres_crash;
 mod survives_refused_messages;
