@@ -181,6 +181,12 @@ impl Stack {
         &self.database.pool
     }
 
+    /// Where the test's database is.
+    #[must_use]
+    pub fn database_url(&self) -> &str {
+        &self.database.url
+    }
+
     /// Starts an api, and returns when it is ready.
     pub async fn start_api(&mut self) {
         let mut api = self.start_process(Program::Api, &Environment::new()).await;
