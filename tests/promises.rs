@@ -2,12 +2,14 @@
 
 mod accepts_each_key_once;
 mod answers_without_postgres;
+mod bounds_slow_and_failing_receivers;
 mod delivers_accepted_webhook;
 mod documents_every_variable;
 mod drains_on_sigterm;
 mod enqueues_from_sql;
 mod finds_violations;
 mod migrates_under_load;
+mod reads_later_messages;
 mod refuses_bad_requests;
 mod refuses_duplicate_messages;
 mod refuses_to_start;
@@ -27,3 +29,4 @@ mod survives_refused_messages;
 mod survives_relay_kill;
 mod survives_silent_broker;
 mod survives_worker_kill;
+mod survives_wrong_clocks;

@@ -187,6 +187,11 @@ impl Stack {
         &self.database.url
     }
 
+    /// A variable of the workers that are started from here on.
+    pub fn set_worker_env(&mut self, name: &'static str, value: &str) {
+        self.worker.insert(name, value.to_owned());
+    }
+
     /// Starts an api, and returns when it is ready.
     pub async fn start_api(&mut self) {
         let mut api = self.start_process(Program::Api, &Environment::new()).await;
