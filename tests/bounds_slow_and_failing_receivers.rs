@@ -5,10 +5,10 @@ use std::time::Duration;
 use harness::{Mode, PATIENCE, Stack, TcpProxy, report, wait_until};
 use time::OffsetDateTime;
 
-const WEBHOOKS: usize = 200;
+const WEBHOOKS: i64 = 200;
 
 /// Requests that one worker has under way at once, in these tests.
-const CONCURRENCY: usize = 8;
+const CONCURRENCY: u8 = 8;
 
 /// How long the receiver takes for an answer.
 const DELAY: Duration = Duration::from_millis(50);
@@ -40,7 +40,7 @@ async fn a_receiver_that_returns_is_not_overrun() {
         stack.client.post("{}", &url).await;
     }
     wait_until("every webhook to have failed once", PATIENCE, async || {
-        stack.count("SELECT count(*) FROM webhook_attempts WHERE attempt = 1").await == WEBHOOKS as i64
+        stack.count("SELECT count(*) FROM webhook_attempts WHERE attempt = 1").await == WEBHOOKS
     })
     .await;
     let spread = spread(&stack, Duration::from_secs(2)).await;
@@ -51,10 +51,11 @@ async fn a_receiver_that_returns_is_not_overrun() {
     let arrivals: Vec<OffsetDateTime> = stack.receiver.received().iter().map(|it| it.at).collect();
     report(&format!("receiver away and back: first retries by quarters of the backoff {spread:?}"));
     // A quarter of them each, were there infinitely many; all in one without jitter.
-    assert!(spread.len() == 4 && spread.iter().all(|&count| count >= WEBHOOKS as i64 / 10), "{spread:?}");
+    assert!(spread.len() == 4 && spread.iter().all(|&count| count >= WEBHOOKS / 10), "{spread:?}");
     // One more than may be under way at once: the last comes after the answer to one of the others.
-    let crowd = arrivals.windows(CONCURRENCY + 1).find(|it| it[CONCURRENCY] - it[0] + CLOCK < DELAY);
-    assert_eq!(crowd, None, "more than {CONCURRENCY} requests were under way at once");
+    let most = usize::from(CONCURRENCY);
+    let crowd = arrivals.windows(most + 1).find(|it| it[most] - it[0] + CLOCK < DELAY);
+    assert_eq!(crowd, None, "more than {most} requests were under way at once");
     stack.finish().await;
 }
 
@@ -63,7 +64,7 @@ async fn a_receiver_that_returns_is_not_overrun() {
 /// there are no lanes for slow ones.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn receivers_that_hang_delay_the_others_by_their_time_outs_at_most() {
-    const HANGING: usize = 40;
+    const HANGING: u32 = 40;
     const TIMEOUT: Duration = Duration::from_secs(1);
     /// Claims, records and hand-overs of all, on a busy machine.
     const SLACK: Duration = Duration::from_secs(10);
@@ -79,13 +80,12 @@ async fn receivers_that_hang_delay_the_others_by_their_time_outs_at_most() {
     stack.wait_until_drained(PATIENCE).await;
 
     let timed_out = "SELECT count(*) FROM webhook_jobs WHERE status = 'failed' AND error LIKE 'no answer within%'";
-    assert_eq!(stack.count(timed_out).await, HANGING as i64);
+    assert_eq!(stack.count(timed_out).await, i64::from(HANGING));
     let slowest =
         "SELECT extract(epoch FROM max(updated_at - created_at))::float8 FROM webhook_jobs WHERE status = 'success'";
     let slowest: f64 = sqlx::query_scalar(slowest).fetch_one(stack.pool()).await.expect("some succeeded");
     let slowest = Duration::from_secs_f64(slowest);
-    let slots = u32::try_from(CONCURRENCY).expect("it is small");
-    let limit = TIMEOUT * u32::try_from(HANGING).expect("it is small") / slots + SLACK;
+    let limit = TIMEOUT * HANGING / u32::from(CONCURRENCY) + SLACK;
     report(&format!("half of the receivers hang: the slowest of the others took {slowest:?} of {limit:?}"));
     assert!(slowest < limit, "the slowest took {slowest:?}");
     stack.finish().await;

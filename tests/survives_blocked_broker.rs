@@ -7,7 +7,7 @@ use harness::servers::Server;
 use harness::{PATIENCE, Servers, Stack, report, wait_until};
 use rustix::process::Signal;
 
-const WEBHOOKS: usize = 50;
+const WEBHOOKS: i64 = 50;
 
 async fn post_all(stack: &Stack) {
     for _ in 0..WEBHOOKS {
@@ -33,7 +33,7 @@ async fn a_broker_without_memory_blocks_the_relay_and_no_caller() {
     // Each is answered with 202.
     post_all(&stack).await;
     let unpublished = stack.count("SELECT count(*) FROM outbox WHERE published_at IS NULL").await;
-    assert!(unpublished >= WEBHOOKS as i64, "{unpublished} wait in Postgres");
+    assert!(unpublished >= WEBHOOKS, "{unpublished} wait in Postgres");
 
     broker.rabbitmqctl(&["set_vm_memory_high_watermark", "absolute", "512MB"]).await;
     let healed = Instant::now();

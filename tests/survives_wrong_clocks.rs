@@ -29,7 +29,7 @@ fn skew(process: &Process, started: OffsetDateTime) -> time::Duration {
     OffsetDateTime::parse(stamp, &Rfc3339).expect("a line begins with the time") - started
 }
 
-async fn set_clock_of_workers(stack: &mut Stack, skew: &str) {
+fn set_clock_of_workers(stack: &mut Stack, skew: &str) {
     stack.set_worker_env("LD_PRELOAD", library().to_str().expect("its path is text"));
     stack.set_worker_env("FAKETIME", skew);
     // Clocks that measure durations are never wrong by an hour.
@@ -41,7 +41,7 @@ async fn set_clock_of_workers(stack: &mut Stack, skew: &str) {
 async fn take_over(test: &'static str, first: &str, second: &str) -> (time::Duration, time::Duration) {
     let started = outbox::clock::now();
     let mut stack = Stack::builder(test).workers(0).env("HTTP_CLIENT_TIMEOUT_SEC", "2").start().await;
-    set_clock_of_workers(&mut stack, first).await;
+    set_clock_of_workers(&mut stack, first);
     stack.start_worker().await;
     let first_skew = skew(&stack.workers[0], started);
     let id = stack.post("{}", "?hang=1&fail_times=1").await.job_id;
@@ -51,7 +51,7 @@ async fn take_over(test: &'static str, first: &str, second: &str) -> (time::Dura
     stack.workers[0].kill().await;
     stack.workers.clear();
 
-    set_clock_of_workers(&mut stack, second).await;
+    set_clock_of_workers(&mut stack, second);
     stack.start_worker().await;
     let second_skew = skew(&stack.workers[0], started);
     stack.wait_until_drained(PATIENCE).await;
