@@ -5,13 +5,20 @@ use std::time::{Duration, Instant};
 
 use harness::client::{Response, body, send};
 use harness::tcp_proxy::Direction;
-use harness::{Mode, PATIENCE, Servers, Stack, TcpProxy, wait_until};
+use harness::{Mode, PATIENCE, Servers, Stack, TcpProxy, report, wait_until};
 
 const TARGET: &str = "http://127.0.0.1:9/hook";
 
 /// What the api may take: a time-out of its own (6 s for a statement, 1 s for a connection) twice, since a
 /// request may come right behind a batch that waits. The rest is for a busy machine.
 const LIMIT: Duration = Duration::from_secs(20);
+
+/// A caller's own batch and the batch before it wait for a connection or a lock for less than 1 s each; the
+/// rest is for a busy machine.
+const CONNECTION_LIMIT: Duration = Duration::from_secs(4);
+
+/// What needs no database; the rest is for a busy machine.
+const HEALTH_LIMIT: Duration = Duration::from_secs(1);
 
 /// Only the api, with a proxy before its database. Nobody listens to RabbitMQ.
 async fn api(test: &'static str) -> (Stack, TcpProxy) {
@@ -59,7 +66,10 @@ async fn postgres_is_gone_and_comes_back() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_answer_to_a_commit_is_lost() {
-    let (stack, proxy) = api("an_answer_is_lost").await;
+    let (proxy, _) = TcpProxy::before(&Servers::shared().await.database_url).await;
+    let api = Stack::builder("an_answer_is_lost").relays(0).workers(0).database_through(&proxy);
+    // One connection, on which the first job prepares the statement: of the second, only the answer is lost.
+    let stack = api.env("ACCEPT_CONCURRENCY", "1").start().await;
     assert_eq!(post(&stack, "first").await.status, 202);
 
     // The statement waits for this lock while the way back is cut; then it goes on and commits.
@@ -89,7 +99,11 @@ async fn every_connection_waits_for_a_lock() {
     sqlx::query("LOCK TABLE webhook_jobs IN ACCESS EXCLUSIVE MODE").execute(&mut *holder).await.expect("the lock");
 
     let keys: Vec<String> = (0..20).map(|number| format!("key-{number}")).collect();
+    let started = Instant::now();
     let posts = futures_util::future::join_all(keys.iter().map(|key| post(&stack, key))).await;
+    let answered = started.elapsed();
+    report(&format!("all connections wait for a lock: 503 within {answered:?}"));
+    assert!(answered < CONNECTION_LIMIT, "the answers took {answered:?}");
     posts.iter().for_each(assert_unavailable);
     assert_eq!(get(&stack, "/health").await.status, 200);
 
@@ -113,4 +127,33 @@ async fn somebody_holds_one_key_and_the_others_pass() {
 
     holder.rollback().await.expect("the key is free");
     assert_eq!(post(&stack, "held").await.status, 202);
+}
+
+/// Runs a statement that changes what the services' role may do.
+async fn alter(stack: &Stack, statement: &'static str) {
+    sqlx::query(statement).execute(stack.pool()).await.expect("a superuser may do it");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_connection_is_left_and_the_answer_comes_within_two_seconds() {
+    let role = "no_connection_is_left";
+    let stack = Stack::builder("no_connection_is_left").relays(0).workers(0).database_role(role).start().await;
+    assert_eq!(post(&stack, "before").await.status, 202);
+    alter(&stack, "ALTER ROLE no_connection_is_left CONNECTION LIMIT 0").await;
+    let ended = "SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'no_connection_is_left'";
+    assert!(stack.count(ended).await > 0, "the api had no connection");
+
+    let keys: Vec<String> = (0..20).map(|number| format!("key-{number}")).collect();
+    let started = Instant::now();
+    let posts = futures_util::future::join_all(keys.iter().map(|key| post(&stack, key))).await;
+    let answered = started.elapsed();
+    posts.iter().for_each(assert_unavailable);
+    let started = Instant::now();
+    assert_eq!(get(&stack, "/health").await.status, 200);
+    report(&format!("no connection left: 503 within {answered:?}, health within {:?}", started.elapsed()));
+    assert!(answered < CONNECTION_LIMIT, "the answers took {answered:?}");
+    assert!(started.elapsed() < HEALTH_LIMIT, "the probe took {:?}", started.elapsed());
+
+    alter(&stack, "ALTER ROLE no_connection_is_left CONNECTION LIMIT -1").await;
+    wait_until("the api to accept again", PATIENCE, async || post(&stack, "key-0").await.status == 202).await;
 }

@@ -6,12 +6,12 @@ use std::time::Duration;
 use harness::management::Management;
 use harness::{PATIENCE, Servers, Stack, report, wait_until};
 
-const WEBHOOKS: usize = 50;
+const WEBHOOKS: u32 = 50;
 
 /// Tries that prove that the relay keeps at it.
 const REFUSALS: f64 = 3.0;
 
-async fn post_all(stack: &Stack, webhooks: usize) {
+async fn post_all(stack: &Stack, webhooks: u32) {
     for _ in 0..webhooks {
         stack.post("{}", "").await;
     }
@@ -40,11 +40,11 @@ async fn a_full_queue_refuses_messages_until_it_is_drained() {
     let (published, refused) =
         (publications(&stack).await, stack.relays[0].counter("outhook_relay_refused_total").await);
     post_all(&stack, WEBHOOKS).await;
-    wait_for_counter(&stack, "outhook_relay_refused_total", refused + 2.0 * WEBHOOKS as f64).await;
+    wait_for_counter(&stack, "outhook_relay_refused_total", refused + 2.0 * f64::from(WEBHOOKS)).await;
     assert_eq!(publications(&stack).await, published, "a refused message was recorded as published");
     let later =
         "SELECT count(*) FROM outbox WHERE published_at IS NULL AND due_at <= now() + interval '500 milliseconds'";
-    assert!(stack.count(later).await >= WEBHOOKS as i64, "refused rows are not due soon");
+    assert!(stack.count(later).await >= i64::from(WEBHOOKS), "refused rows are not due soon");
 
     management.lift_limit(&queue).await;
     stack.start_worker().await;
@@ -71,7 +71,7 @@ async fn without_its_queue_nothing_counts_as_published() {
 
     management.let_configure(&user, true).await;
     stack.wait_until_drained(PATIENCE).await;
-    assert_eq!(publications(&stack).await, 1 + WEBHOOKS as i64);
+    assert_eq!(publications(&stack).await, 1 + i64::from(WEBHOOKS));
     stack.finish().await;
 }
 
@@ -87,6 +87,6 @@ async fn without_its_binding_messages_come_back_and_the_binding_is_made_anew() {
     let refused = stack.relays[0].counter("outhook_relay_refused_total").await;
     report(&format!("binding deleted: {refused} messages came back"));
     assert!(refused > 0.0, "no message came back");
-    assert_eq!(publications(&stack).await, 1 + WEBHOOKS as i64);
+    assert_eq!(publications(&stack).await, 1 + i64::from(WEBHOOKS));
     stack.finish().await;
 }

@@ -14,7 +14,7 @@ use crate::error::ApiError;
 /// Tries of a batch that another transaction was in the way of.
 const TRIES: u32 = 3;
 
-/// Jobs of a batch that may wait for somebody's lock, a second each, before the rest is given up.
+/// Jobs of a batch that may wait for somebody's lock in vain before the rest is given up.
 const MAX_LOCKED: usize = 2;
 
 /// Bytes of payloads in one statement, so that it ends within its time on any network that is worth it.
@@ -22,20 +22,30 @@ const STATEMENT_BYTES: usize = 8 * 1024 * 1024;
 
 type Answer = Result<Accepted, ApiError>;
 
+/// Connections to accept over.
+#[derive(Clone)]
+pub(crate) struct Pools {
+    /// For a batch in one statement.
+    pub together: PgPool,
+    /// For the jobs of a batch that failed, one by one. These wait for locks hardly at all: the batch has
+    /// done so already, and what waits behind it must not wait for each of its jobs.
+    pub singly: PgPool,
+}
+
 pub(crate) struct Ingest {
     batcher: Batcher<NewJob, Answer>,
 }
 
 impl Ingest {
     /// `waiting` bounds the jobs that wait for their commit.
-    pub(crate) fn start(pool: PgPool, notifier: Notifier, config: &AcceptConfig, waiting: usize) -> Self {
+    pub(crate) fn start(pools: Pools, notifier: Notifier, config: &AcceptConfig, waiting: usize) -> Self {
         let limits =
             Limits { waiting, batch: config.accept_batch_size.into(), concurrent: config.accept_concurrency.into() };
         let batcher = Batcher::start(limits, move |jobs: Vec<NewJob>| {
-            let (pool, notifier) = (pool.clone(), notifier.clone());
+            let (pools, notifier) = (pools.clone(), notifier.clone());
             async move {
                 kill_point!("api.before_commit");
-                let answers = accept_all(&pool, &jobs).await;
+                let answers = accept_all(&pools, &jobs).await;
                 kill_point!("api.after_commit");
                 // After the commit and outside it: a hint for the relay.
                 notifier.wake_relays();
@@ -56,12 +66,12 @@ impl Ingest {
 }
 
 /// A batch in statements that stay within their time.
-async fn accept_all(pool: &PgPool, jobs: &[NewJob]) -> Vec<Answer> {
+async fn accept_all(pools: &Pools, jobs: &[NewJob]) -> Vec<Answer> {
     metrics::histogram!("outhook_api_accept_batch_size").record(u32::try_from(jobs.len()).unwrap_or(u32::MAX));
     let mut answers = Vec::with_capacity(jobs.len());
     while answers.len() < jobs.len() {
         let jobs = &jobs[answers.len()..];
-        answers.extend(accept_statement(pool, &jobs[..within_bytes(jobs)]).await);
+        answers.extend(accept_statement(pools, &jobs[..within_bytes(jobs)]).await);
     }
     answers
 }
@@ -76,13 +86,15 @@ fn within_bytes(jobs: &[NewJob]) -> usize {
     jobs.iter().take_while(fits).count().max(1)
 }
 
-async fn accept_statement(pool: &PgPool, jobs: &[NewJob]) -> Vec<Answer> {
-    match accept_together(pool, jobs).await {
+async fn accept_statement(pools: &Pools, jobs: &[NewJob]) -> Vec<Answer> {
+    match accept_together(&pools.together, jobs).await {
         Ok(accepted) => accepted.into_iter().map(Ok).collect(),
         // Whether it was written is not known, and the next try would wait as long.
         Err(Failure::Unavailable) => unavailable(jobs),
+        // A batch of one has waited for its job already.
+        Err(Failure::Locked) if jobs.len() == 1 => unavailable(jobs),
         // Nothing was written: one bad row must hurt only itself.
-        Err(_) => accept_one_by_one(pool, jobs).await,
+        Err(_) => accept_one_by_one(&pools.singly, jobs).await,
     }
 }
 

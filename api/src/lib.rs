@@ -30,11 +30,17 @@ use tracing::info;
 pub use config::Config;
 
 use crate::error::ApiError;
-use crate::ingest::Ingest;
+use crate::ingest::{Ingest, Pools};
 
-/// A caller waits no longer for a connection to Postgres. Two waits in a row, its own batch's and that of
-/// the batch before, stay within 2 s.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(1);
+/// A batch waits no longer for a connection to Postgres. Two waits in a row, a caller's own batch's and that
+/// of the batch before, stay within 2 s; so do the two with the waits for locks that follow.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_millis(900);
+
+/// A batch waits no longer for what another transaction holds.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(800);
+
+/// Nor does each of its jobs, tried by itself after the batch has waited in vain.
+const SINGLE_LOCK_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// Connections for everything but accepting.
 const OTHER_CONNECTIONS: u32 = 4;
@@ -70,11 +76,14 @@ pub async fn run(config: Config, metrics: PrometheusHandle, stop: CancellationTo
 impl App {
     fn start(config: Config, metrics: PrometheusHandle) -> Self {
         let commits = config.accept.accept_concurrency.into();
-        let accepting = config.database.pool("outhook-api accept", commits, ACQUIRE_TIMEOUT);
+        let accepting = |lock_timeout| {
+            config.database.pool_with_lock_timeout("outhook-api accept", commits, ACQUIRE_TIMEOUT, lock_timeout)
+        };
+        let pools = Pools { together: accepting(LOCK_TIMEOUT), singly: accepting(SINGLE_LOCK_TIMEOUT) };
         let notifier = Notifier::start(config.database.pool("outhook-api notify", 1, ACQUIRE_TIMEOUT));
         let waiting = config.server.max_connections as usize;
         Self {
-            ingest: Ingest::start(accepting, notifier, &config.accept, waiting),
+            ingest: Ingest::start(pools, notifier, &config.accept, waiting),
             pool: config.database.pool("outhook-api", OTHER_CONNECTIONS, ACQUIRE_TIMEOUT),
             metrics,
             config,

@@ -23,7 +23,7 @@ pub const SCHEMA_VERSION: u32 = 3;
 /// No statement of a service takes longer; set in Postgres, so that it holds for a stuck client too.
 pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// No statement of a service waits longer for a row that another transaction holds.
+/// No statement of a service waits longer for a row that another transaction holds, unless it says so.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A connection that takes longer to open is not waited for.
@@ -83,12 +83,24 @@ impl DatabaseConfig {
     /// A caller waits at most `acquire_timeout` for a free one.
     #[must_use]
     pub fn pool(&self, application: &str, connections: u32, acquire_timeout: Duration) -> PgPool {
+        self.pool_with_lock_timeout(application, connections, acquire_timeout, LOCK_TIMEOUT)
+    }
+
+    /// The same, whose statements wait for a row or a table that another transaction holds for so long.
+    #[must_use]
+    pub fn pool_with_lock_timeout(
+        &self,
+        application: &str,
+        connections: u32,
+        acquire_timeout: Duration,
+        lock_timeout: Duration,
+    ) -> PgPool {
         let options = PgConnectOptions::from_str(self.database_url.expose_secret())
             .expect("checked when it was read")
             .application_name(application)
             .options([
                 ("statement_timeout", format!("{}ms", STATEMENT_TIMEOUT.as_millis())),
-                ("lock_timeout", format!("{}ms", LOCK_TIMEOUT.as_millis())),
+                ("lock_timeout", format!("{}ms", lock_timeout.as_millis())),
             ])
             .disable_statement_logging();
         PgPoolOptions::new().max_connections(connections).acquire_timeout(acquire_timeout).connect_lazy_with(options)

@@ -42,6 +42,13 @@ impl Database {
         format!("{user}@{proxy}/{name}")
     }
 
+    /// The URL of a role that is made now, and may do what the tests' own may, but is no superuser.
+    pub(crate) async fn url_of_new_role(&self, role: &str) -> String {
+        let (server, owner) = ("postgres://", "outhook");
+        execute(&self.server_url, &format!("CREATE ROLE {role} LOGIN IN ROLE {owner}")).await;
+        self.url.replacen(&format!("{server}{owner}@"), &format!("{server}{role}@"), 1)
+    }
+
     /// Removes it, whoever is still connected.
     pub async fn drop(self) {
         self.pool.close().await;

@@ -6,7 +6,7 @@ use std::process::{ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::{OnceCell, watch};
@@ -180,6 +180,24 @@ impl Process {
         let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
         let ticks: u32 = fields.map(|field| field.parse::<u32>().expect("a number of ticks")).sum();
         Duration::from_secs(1) * ticks / TICKS_PER_SECOND
+    }
+
+    /// Lets it open only so many files more than it has open now: sockets are files too. Lifted by
+    /// [`Self::lift_file_limit`].
+    pub fn limit_files_to_open(&self, more: u64) {
+        let open = std::fs::read_dir(format!("/proc/{}/fd", self.pid.as_raw_nonzero())).expect("the process runs");
+        self.limit_files(open.count() as u64 + more);
+    }
+
+    /// Lets it open as many files as usual again.
+    pub fn lift_file_limit(&self) {
+        self.limit_files(1_024);
+    }
+
+    fn limit_files(&self, files: u64) {
+        let maximum = getrlimit(Resource::Nofile).maximum;
+        let limit = Rlimit { current: Some(files), maximum };
+        prlimit(Some(self.pid), Resource::Nofile, limit).expect("one's own child can be limited");
     }
 
     /// Sends a signal.

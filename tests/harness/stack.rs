@@ -21,6 +21,7 @@ use crate::{Accepted, Client, Servers, TcpProxy};
 pub struct StackBuilder {
     test: &'static str,
     database_proxy: Option<SocketAddr>,
+    database_role: Option<&'static str>,
     relays: usize,
     workers: usize,
     common: Environment,
@@ -71,6 +72,14 @@ impl StackBuilder {
         self
     }
 
+    /// The services use a role of this name, which is made for them: unlike the tests' own, the number of
+    /// its connections can be limited.
+    #[must_use]
+    pub fn database_role(mut self, role: &'static str) -> Self {
+        self.database_role = Some(role);
+        self
+    }
+
     /// Starts all of it, and returns when every process is ready.
     pub async fn start(self) -> Stack {
         self.start_on(Servers::shared().await).await
@@ -97,6 +106,9 @@ impl StackBuilder {
         let mut common = environment::common(&rabbitmq.rabbitmq_url, &database, &names, &secrets, port);
         if let Some(proxy) = self.database_proxy {
             common.insert("DATABASE_URL", database.url_through(proxy));
+        }
+        if let Some(role) = self.database_role {
+            common.insert("DATABASE_URL", database.url_of_new_role(role).await);
         }
         common.extend(self.common);
         let url = format!("http://127.0.0.1:{port}");
@@ -154,6 +166,7 @@ impl Stack {
         StackBuilder {
             test,
             database_proxy: None,
+            database_role: None,
             relays: 1,
             workers: 1,
             common: Environment::new(),
@@ -172,6 +185,11 @@ impl Stack {
     #[must_use]
     pub fn database_url(&self) -> &str {
         &self.database.url
+    }
+
+    /// A variable of the workers that are started from here on.
+    pub fn set_worker_env(&mut self, name: &'static str, value: &str) {
+        self.worker.insert(name, value.to_owned());
     }
 
     /// Starts an api, and returns when it is ready.

@@ -46,6 +46,7 @@ pub struct TcpProxy {
 #[derive(Default)]
 struct Shared {
     connections: AtomicU64,
+    ended: AtomicU64,
     /// Bytes that may still pass before the cut.
     left: AtomicU64,
 }
@@ -89,6 +90,12 @@ impl TcpProxy {
     pub fn connections(&self) -> u64 {
         self.shared.connections.load(Ordering::SeqCst)
     }
+
+    /// How many of them have ended, both ways.
+    #[must_use]
+    pub fn ended_connections(&self) -> u64 {
+        self.shared.ended.load(Ordering::SeqCst)
+    }
 }
 
 impl Drop for TcpProxy {
@@ -102,7 +109,11 @@ async fn accept(listener: TcpListener, server: SocketAddr, mode: watch::Sender<M
     while let Ok((client, _)) = listener.accept().await {
         shared.connections.fetch_add(1, Ordering::SeqCst);
         while connections.try_join_next().is_some() {}
-        connections.spawn(connect(client, server, mode.subscribe(), Arc::clone(&shared)));
+        let (mode, shared) = (mode.subscribe(), Arc::clone(&shared));
+        connections.spawn(async move {
+            connect(client, server, mode, Arc::clone(&shared)).await;
+            shared.ended.fetch_add(1, Ordering::SeqCst);
+        });
     }
 }
 

@@ -168,6 +168,7 @@ async fn claim_all(worker: &Worker, messages: &[Message], stop: &CancellationTok
             Ok(new) => {
                 claimed.extend(new);
                 rest.drain(..size);
+                backoff.reset();
                 continue;
             }
             Err(error) => warn!(%error, jobs = size, "cannot claim; trying again"),

@@ -32,7 +32,8 @@ pub(crate) async fn deliver(worker: &Worker, job: Claimed, traceparent: Option<S
 async fn exchange(worker: &Worker, job: &Claimed, traceparent: Option<&str>) -> (Exchange, Duration) {
     let started = Instant::now();
     let exchange = tokio::select! {
-        exchange = worker.sender.post(job, traceparent, clock::now()) => exchange,
+        // The database's clock, as for the lease: a receiver refuses what a worker with a wrong one has signed.
+        exchange = worker.sender.post(job, traceparent, job.started_at) => exchange,
         () = worker.abort.cancelled() => Err(SendError::Stopped),
     };
     (exchange, started.elapsed())

@@ -9,10 +9,11 @@ use outbox::headers::{self, HeaderError};
 use outbox::target::{TargetError, TargetPolicy};
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::redirect::Policy;
-use reqwest::{Client, Response};
+use reqwest::{Client, RequestBuilder, Response};
 use rustls::CertificateError;
 use time::OffsetDateTime;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
+use tracing::warn;
 use url::Url;
 
 use crate::config::DeliveryConfig;
@@ -24,6 +25,13 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The status is known once the headers are there; a body is waited for no longer than this.
 const BODY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Linux' numbers for "too many open files": of the system, and of the process.
+const ENFILE: i32 = 23;
+const EMFILE: i32 = 24;
+
+/// How soon to look again whether a file descriptor is free.
+const DESCRIPTOR_WAIT: Duration = Duration::from_millis(100);
 
 /// What the receiver answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,8 +122,7 @@ impl Sender {
         payload: String,
         deadline: Instant,
     ) -> Result<Answer, SendError> {
-        let response =
-            self.client.post(url).headers(headers).body(payload).send().await.map_err(|error| describe(&error))?;
+        let response = self.send(self.client.post(url).headers(headers).body(payload)).await?;
         // The guard has checked what was connected to; should it ever be got round, it shows here.
         if let Some(peer) = response.remote_addr() {
             self.policy.check_address(peer.ip())?;
@@ -126,6 +133,23 @@ impl Sender {
         let body_deadline = deadline.min(Instant::now() + BODY_TIMEOUT);
         let excerpt = read_excerpt(response, self.excerpt_bytes, body_deadline).await;
         Ok(Answer { status, retry_after, excerpt })
+    }
+
+    /// Sends the request. That no socket can be opened is no fault of the receiver's and must not count as a
+    /// failed attempt: nothing was sent, so it waits, in its slot, for others to end.
+    async fn send(&self, request: RequestBuilder) -> Result<Response, SendError> {
+        loop {
+            let again = request.try_clone().expect("a body of text can be sent again");
+            match again.send().await {
+                Ok(response) => return Ok(response),
+                Err(error) if error.is_connect() && lacks_descriptors(&error) => {
+                    warn!("no file descriptor is free: waiting for one");
+                    metrics::counter!("outhook_worker_descriptor_waits_total").increment(1);
+                    sleep(DESCRIPTOR_WAIT).await;
+                }
+                Err(error) => return Err(describe(&error)),
+            }
+        }
     }
 
     fn headers(&self, job: &Claimed, traceparent: Option<&str>, now: OffsetDateTime) -> Result<HeaderMap, SendError> {
@@ -192,6 +216,13 @@ fn describe(error: &reqwest::Error) -> SendError {
     let io = causes.clone().find_map(|cause| cause.downcast_ref::<std::io::Error>()).map(|io| io.kind().to_string());
     let root = io.or_else(|| causes.by_ref().last().map(ToString::to_string)).unwrap_or_default();
     if error.is_connect() { SendError::Connect(root) } else { SendError::Request(root) }
+}
+
+/// Whether the process or the system may open no more files, which sockets are too.
+fn lacks_descriptors(error: &reqwest::Error) -> bool {
+    let mut causes = std::iter::successors(error.source(), |&cause| cause.source());
+    let io = causes.find_map(|cause| cause.downcast_ref::<std::io::Error>());
+    io.and_then(std::io::Error::raw_os_error).is_some_and(|code| [EMFILE, ENFILE].contains(&code))
 }
 
 /// rustls hides its errors in those of the stream below it.
