@@ -88,6 +88,7 @@ async fn the_broker_is_wiped_and_every_unfinished_webhook_is_delivered() {
     })
     .await;
     let in_queue = stack.broker.ready().await;
+    broker.kill(Server::RabbitMq).await;
     broker.wipe(Server::RabbitMq).await;
     let unfinished = stack.count(published).await;
     broker.start_again(Server::RabbitMq).await;
