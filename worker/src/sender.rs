@@ -138,17 +138,20 @@ impl Sender {
     /// Sends the request. That no socket can be opened is no fault of the receiver's and must not count as a
     /// failed attempt: nothing was sent, so it waits, in its slot, for others to end.
     async fn send(&self, request: RequestBuilder) -> Result<Response, SendError> {
+        let mut waited = false;
         loop {
             let again = request.try_clone().expect("a body of text can be sent again");
             match again.send().await {
                 Ok(response) => return Ok(response),
-                Err(error) if error.is_connect() && lacks_descriptors(&error) => {
-                    warn!("no file descriptor is free: waiting for one");
-                    metrics::counter!("outhook_worker_descriptor_waits_total").increment(1);
-                    sleep(DESCRIPTOR_WAIT).await;
-                }
+                Err(error) if error.is_connect() && lacks_descriptors(&error) => {}
                 Err(error) => return Err(describe(&error)),
             }
+            if !waited {
+                warn!("no file descriptor is free: waiting for one");
+                metrics::counter!("outhook_worker_descriptor_waits_total").increment(1);
+                waited = true;
+            }
+            sleep(DESCRIPTOR_WAIT).await;
         }
     }
 
