@@ -94,7 +94,7 @@ async fn idle(arena: &mut Arena, what: &'static str) -> Recovery {
     };
     let before = used(arena);
     sleep(AWAY).await;
-    Recovery { what, took: used(arena) - before, target: IDLE_TARGET }
+    Recovery { what, took: used(arena).saturating_sub(before), target: IDLE_TARGET }
 }
 
 async fn broker_back(arena: &mut Arena) -> [Recovery; 2] {
