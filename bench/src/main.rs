@@ -100,7 +100,14 @@ async fn measure(options: &Options, servers: &Servers, programs: PathBuf, direct
     let logs = directory.join("log");
     std::fs::create_dir(&logs)?;
     let receiver = Receiver::start(Role::Deliveries).await?;
-    let site = Site { servers, receiver: &receiver, programs, logs, settings: options.set.clone() };
+    let site = Site {
+        servers,
+        receiver: &receiver,
+        programs,
+        logs,
+        settings: options.set.clone(),
+        alter: options.alter.clone(),
+    };
     let bench = Bench { site, options, scale: options.scale(), progress: Progress::new(steps(options)) };
     phases(&bench, &mut report).await?;
     bench.progress.finish();

@@ -48,6 +48,9 @@ pub(crate) struct Options {
     /// Another setting of the services, to see what it changes: `--set WORKER_CONCURRENCY=256`.
     #[arg(long, value_name = "NAME=VALUE", value_parser = setting)]
     pub set: Vec<(String, String)>,
+    /// Another schema, to see what it changes: `--alter "ALTER TABLE webhook_jobs SET (fillfactor = 30)"`.
+    #[arg(long, value_name = "SQL", default_value = "", hide_default_value = true)]
+    pub alter: String,
     /// Also print the statements that Postgres spends most time in, by `pg_stat_statements`. Costs a little.
     #[arg(long)]
     pub statements: bool,

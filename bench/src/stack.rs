@@ -35,6 +35,8 @@ pub(crate) struct Site<'a> {
     pub logs: PathBuf,
     /// What the services are told besides where everything is.
     pub settings: Environment,
+    /// Run on every new database after its migration.
+    pub alter: String,
 }
 
 /// Outhook, as far as it was started.
@@ -61,6 +63,7 @@ impl<'a> Stack<'a> {
         let environment = environment(site, &database, address);
         migrate(&site.programs, &environment).await?;
         let client = site.servers.connect(&database).await?;
+        client.batch_execute(&site.alter).await?;
         // So that every measurement starts at the same distance from the next checkpoint.
         client.batch_execute("CHECKPOINT").await?;
         let (relays, workers) = (Vec::new(), Vec::new());
