@@ -45,7 +45,8 @@ pub(crate) struct Options {
     /// With --long-transaction: seconds of 500 jobs/s under it; 60, or 10 with --quick.
     #[arg(long, value_parser = count(3_600))]
     pub seconds: Option<u64>,
-    /// Another setting of the services, to see what it changes: `--set WORKER_CONCURRENCY=256`.
+    /// Another setting of the services, to see what it changes: `--set WORKER_CONCURRENCY=256`. They must still
+    /// say that they are ready: not `RUST_LOG=warn`.
     #[arg(long, value_name = "NAME=VALUE", value_parser = setting)]
     pub set: Vec<(String, String)>,
     /// Another schema, to see what it changes: `--alter "ALTER TABLE webhook_jobs SET (fillfactor = 30)"`.
