@@ -1,7 +1,7 @@
 //! `outhook-bench`: measures Outhook as it would run, beside the limits of the machine.
 //!
 //! In the order of reading: [`options`] say what is wanted, [`stack`] runs the real binaries on the real
-//! [`servers`], [`load`] posts to them and [`receiver`] takes what they deliver; [`limits`] and [`phases`]
+//! [`servers`], [`load`] posts to them and [`receiver`] takes what they deliver; [`limits`] and [`mod@phases`]
 //! are what is measured, [`report`] is how it is shown. docs/performance.md says what each figure means.
 
 mod distribution;
