@@ -1,7 +1,7 @@
 //! `outhook-bench`: measures Outhook as it would run, beside the limits of the machine.
 //!
 //! In the order of reading: [`options`] say what is wanted, [`stack`] runs the real binaries on the real
-//! [`servers`], [`load`] posts to them and [`receiver`] takes what they deliver; [`limits`] and [`phases`]
+//! [`servers`], [`load`] posts to them and [`receiver`] takes what they deliver; [`limits`] and [`mod@phases`]
 //! are what is measured, [`report`] is how it is shown. docs/performance.md says what each figure means.
 
 mod distribution;
@@ -100,7 +100,14 @@ async fn measure(options: &Options, servers: &Servers, programs: PathBuf, direct
     let logs = directory.join("log");
     std::fs::create_dir(&logs)?;
     let receiver = Receiver::start(Role::Deliveries).await?;
-    let site = Site { servers, receiver: &receiver, programs, logs };
+    let site = Site {
+        servers,
+        receiver: &receiver,
+        programs,
+        logs,
+        settings: options.set.clone(),
+        alter: options.alter.clone(),
+    };
     let bench = Bench { site, options, scale: options.scale(), progress: Progress::new(steps(options)) };
     phases(&bench, &mut report).await?;
     bench.progress.finish();

@@ -45,6 +45,13 @@ pub(crate) struct Options {
     /// With --long-transaction: seconds of 500 jobs/s under it; 60, or 10 with --quick.
     #[arg(long, value_parser = count(3_600))]
     pub seconds: Option<u64>,
+    /// Another setting of the services, to see what it changes: `--set WORKER_CONCURRENCY=256`. They must still
+    /// say that they are ready: not `RUST_LOG=warn`.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = setting)]
+    pub set: Vec<(String, String)>,
+    /// Another schema, to see what it changes: `--alter "ALTER TABLE webhook_jobs SET (fillfactor = 30)"`.
+    #[arg(long, value_name = "SQL", default_value = "", hide_default_value = true)]
+    pub alter: String,
     /// Also print the statements that Postgres spends most time in, by `pg_stat_statements`. Costs a little.
     #[arg(long)]
     pub statements: bool,
@@ -83,6 +90,11 @@ pub(crate) enum Part {
     Drain,
     /// Doing nothing.
     Idle,
+}
+
+fn setting(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("it is not NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 fn count(most: u64) -> clap::builder::RangedU64ValueParser {

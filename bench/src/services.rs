@@ -16,7 +16,7 @@ const SERVICE_TIMEOUT: Duration = Duration::from_mins(1);
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
 /// What a service is started with, besides nothing: the caller's environment stays outside.
-pub(crate) type Environment = Vec<(&'static str, String)>;
+pub(crate) type Environment = Vec<(String, String)>;
 
 /// A running service. Killed when dropped.
 pub(crate) struct Service {

@@ -33,6 +33,10 @@ pub(crate) struct Site<'a> {
     pub programs: PathBuf,
     /// Where the services' logs go.
     pub logs: PathBuf,
+    /// What the services are told besides where everything is.
+    pub settings: Environment,
+    /// Run on every new database after its migration.
+    pub alter: String,
 }
 
 /// Outhook, as far as it was started.
@@ -56,9 +60,10 @@ impl<'a> Stack<'a> {
         let database = format!("bench_{}", COUNT.fetch_add(1, Ordering::Relaxed));
         site.servers.connect("outhook").await?.batch_execute(&format!("CREATE DATABASE {database}")).await?;
         let address = free_address()?;
-        let environment = environment(site.servers, &database, address);
+        let environment = environment(site, &database, address);
         migrate(&site.programs, &environment).await?;
         let client = site.servers.connect(&database).await?;
+        client.batch_execute(&site.alter).await?;
         // So that every measurement starts at the same distance from the next checkpoint.
         client.batch_execute("CHECKPOINT").await?;
         let (relays, workers) = (Vec::new(), Vec::new());
@@ -157,17 +162,19 @@ impl<'a> Stack<'a> {
     }
 }
 
-fn environment(servers: &Servers, database: &str, address: SocketAddr) -> Environment {
-    vec![
-        ("DATABASE_URL", servers.database_url(database)),
-        ("RABBITMQ_URL", servers.rabbitmq_url().to_owned()),
+fn environment(site: &Site<'_>, database: &str, address: SocketAddr) -> Environment {
+    let ours = [
+        ("DATABASE_URL", site.servers.database_url(database)),
+        ("RABBITMQ_URL", site.servers.rabbitmq_url().to_owned()),
         ("APP_HOST", address.ip().to_string()),
         ("APP_PORT", address.port().to_string()),
         ("API_TOKEN", "bench-token-of-the-api".to_owned()),
         ("HMAC_SECRET", HMAC_SECRET.to_owned()),
         ("WEBHOOK_SIGNING_SECRET", SIGNING_SECRET.to_owned()),
         ("ALLOW_NETWORKS", "127.0.0.0/8".to_owned()),
-    ]
+    ];
+    let ours = ours.map(|(name, value)| (name.to_owned(), value));
+    ours.into_iter().chain(site.settings.iter().cloned()).collect()
 }
 
 async fn migrate(programs: &Path, environment: &Environment) -> anyhow::Result<()> {
