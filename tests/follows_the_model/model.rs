@@ -236,6 +236,12 @@ impl World {
         job.status == Status::Processing && job.attempt == attempt.number
     }
 
+    /// Whether an attempt lost its lease to one that is under way.
+    pub fn is_zombie(&self, attempt: usize) -> bool {
+        let attempt = &self.under_way[attempt];
+        self.jobs[attempt.job].status == Status::Processing && !self.holds(attempt)
+    }
+
     /// Whether a relay's open transaction holds the job's outbox row: whoever needs that waits.
     pub fn is_held(&self, job: usize) -> bool {
         self.turn.as_ref().is_some_and(|turn| turn.holds(job))

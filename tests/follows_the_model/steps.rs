@@ -80,11 +80,12 @@ fn can_deliver(world: &World, messages: &[usize]) -> bool {
 }
 
 fn of_owners(world: &World) -> Vec<Weighted> {
-    let accept = (prop::bool::weighted(0.2), 1..=4)
+    let accept = (prop::bool::weighted(0.2), 1..=5)
         .prop_map(|(scheduled, max_attempts)| Step::Accept { scheduled, max_attempts });
     let mut steps = Vec::new();
     if world.jobs.len() < JOBS {
-        steps.push((3, accept.boxed()));
+        // Few jobs have long lives within the steps of a case.
+        steps.push((if world.jobs.is_empty() { 9 } else { 1 }, accept.boxed()));
     }
     if !world.jobs.is_empty() {
         steps.push((1, (0..world.jobs.len()).prop_map(|job| Step::Cancel { job }).boxed()));
@@ -117,7 +118,20 @@ fn of_workers(world: &World) -> Vec<Weighted> {
         let taken = subsequence(places, 1..=messages.min(BATCH));
         let deliver = (0..WORKERS, taken, prop::bool::weighted(0.15))
             .prop_map(|(worker, messages, answer_lost)| Step::Deliver { worker, messages, answer_lost });
-        steps.push((10, deliver.boxed()));
+        steps.push((6, deliver.boxed()));
+        let moves = |place: &usize| {
+            let batch = world.batch(&[*place]);
+            !(batch.claimed.is_empty() && batch.lost.is_empty())
+        };
+        let moving: Vec<usize> = (0..messages).filter(moves).collect();
+        if !moving.is_empty() {
+            let deliver = (0..WORKERS, select(moving)).prop_map(|(worker, place)| Step::Deliver {
+                worker,
+                messages: vec![place],
+                answer_lost: false,
+            });
+            steps.push((8, deliver.boxed()));
+        }
         if messages < MESSAGES {
             steps.push((2, (0..messages).prop_map(|message| Step::Duplicate { message }).boxed()));
         }
@@ -125,15 +139,29 @@ fn of_workers(world: &World) -> Vec<Weighted> {
     if !world.under_way.is_empty() {
         let verdict =
             prop_oneof![2 => Just(Verdict::Success), 4 => Just(Verdict::TryAgain), 1 => Just(Verdict::GiveUp)];
-        let settle =
-            (0..world.under_way.len(), verdict, prop::bool::weighted(0.7), prop::bool::weighted(0.2)).prop_map(
-                |(attempt, verdict, retry_at_once, twice)| Step::Settle { attempt, verdict, retry_at_once, twice },
-            );
-        steps.push((6, settle.boxed()));
+        let settle = (attempts(world), verdict, prop::bool::weighted(0.7), prop::bool::weighted(0.2)).prop_map(
+            |(attempt, verdict, retry_at_once, twice)| Step::Settle { attempt, verdict, retry_at_once, twice },
+        );
+        let zombies = (0..world.under_way.len()).any(|attempt| world.is_zombie(attempt));
+        steps.push((if zombies { 12 } else { 5 }, settle.boxed()));
         let workers: Vec<usize> = world.under_way.iter().map(|attempt| attempt.worker).collect();
-        steps.push((2, select(workers).prop_map(|worker| Step::Crash { worker }).boxed()));
+        steps.push((1, select(workers).prop_map(|worker| Step::Crash { worker }).boxed()));
     }
     steps
+}
+
+/// An attempt to settle: mostly a zombie, if there is one. One that has lost its lease to nobody yet may
+/// become one, so that it is mostly left alone.
+fn attempts(world: &World) -> BoxedStrategy<usize> {
+    let all: Vec<usize> = (0..world.under_way.len()).collect();
+    let zombies: Vec<usize> = all.iter().copied().filter(|attempt| world.is_zombie(*attempt)).collect();
+    let is_leased = |attempt: &usize| {
+        let attempt = &world.under_way[*attempt];
+        world.holds(attempt) && world.jobs[attempt.job].is_leased()
+    };
+    let leased: Vec<usize> = all.iter().copied().filter(is_leased).collect();
+    let weighted = [(9, zombies), (3, leased), (1, all)].into_iter().filter(|(_, attempts)| !attempts.is_empty());
+    Union::new_weighted(weighted.map(|(weight, attempts)| (weight, select(attempts).boxed())).collect()).boxed()
 }
 
 fn of_time(world: &World) -> Vec<Weighted> {
@@ -143,7 +171,13 @@ fn of_time(world: &World) -> Vec<Weighted> {
     let silent: Vec<usize> = silent.collect();
     let mut steps = Vec::new();
     if !leased.is_empty() {
-        steps.push((4, select(leased).prop_map(|job| Step::LeaseExpires { job }).boxed()));
+        steps.push((6, select(leased).prop_map(|job| Step::LeaseExpires { job }).boxed()));
+    }
+    // Whoever lost its lease to nobody yet: the alarm is what finds out.
+    let lost = |job: &usize| world.jobs[*job].status == Status::Processing && world.jobs[*job].lease_expired;
+    let found: Vec<usize> = silent.iter().copied().filter(lost).collect();
+    if !found.is_empty() {
+        steps.push((8, select(found).prop_map(|job| Step::AlarmRings { job }).boxed()));
     }
     if !silent.is_empty() {
         steps.push((3, select(silent).prop_map(|job| Step::AlarmRings { job }).boxed()));

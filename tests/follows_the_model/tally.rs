@@ -1,0 +1,56 @@
+//! How often a run met what it is there for: one that never did shows nothing.
+
+use outbox::job::Status;
+
+use super::model::{Step, TurnEnd, World};
+
+/// Counts over all cases of a run.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tally {
+    pub steps: usize,
+    /// Settlements by a worker that lost its lease to one that is at it.
+    pub zombies: usize,
+    /// Messages of an earlier attempt that found their job free.
+    pub stale: usize,
+    /// Lost workers that were found.
+    pub taken_over: usize,
+    /// Relays killed after the broker had their messages.
+    pub confirms_lost: usize,
+    /// Jobs cancelled.
+    pub cancelled: usize,
+}
+
+impl Tally {
+    /// Counts what these steps do, from this world on.
+    pub fn add(&mut self, mut world: World, steps: &[Step]) {
+        for step in steps {
+            self.count(&world, step);
+            world.apply(step);
+        }
+        self.steps += steps.len();
+    }
+
+    fn count(&mut self, world: &World, step: &Step) {
+        match step {
+            Step::Settle { attempt, .. } => self.zombies += usize::from(world.is_zombie(*attempt)),
+            Step::Deliver { messages, .. } => {
+                self.taken_over += world.batch(messages).lost.len();
+                let stale = messages.iter().map(|place| world.broker[*place]).filter(|message| {
+                    let job = &world.jobs[message.job];
+                    job.status == Status::Pending && job.attempt > message.attempt
+                });
+                self.stale += stale.count();
+            }
+            Step::RelayEnds(TurnEnd::Killed) => {
+                self.confirms_lost += usize::from(world.turn.as_ref().is_some_and(|turn| turn.arrived));
+            }
+            Step::Cancel { job } => self.cancelled += usize::from(world.jobs[*job].status == Status::Pending),
+            _ => {}
+        }
+    }
+
+    /// Whether each of them happened.
+    pub fn is_complete(&self) -> bool {
+        [self.zombies, self.stale, self.taken_over, self.confirms_lost, self.cancelled].iter().all(|count| *count > 0)
+    }
+}
