@@ -21,6 +21,7 @@ mod shares_work;
 mod survives_acknowledgement_timeout;
 mod survives_api_kill;
 mod survives_blocked_broker;
+mod survives_broken_queue;
 mod survives_broker_restart;
 mod survives_confirm_loss;
 mod survives_conflicts;

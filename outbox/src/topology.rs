@@ -6,8 +6,8 @@
 use std::time::Duration;
 
 use clap::Args;
-use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
-use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
+use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::uri::AMQPUri;
 use lapin::{Channel, Connection, ConnectionProperties, ErrorKind, ExchangeKind};
@@ -131,6 +131,19 @@ impl BrokerConfig {
         Ok(within("the queue's state", queue).await?.message_count())
     }
 
+    /// Deletes the queue, with whatever is in it. Nothing is lost: the relay finds it missing, makes all that
+    /// was published due again, and declares it anew.
+    ///
+    /// # Errors
+    /// RabbitMQ cannot be reached, or refuses.
+    pub async fn delete_queue(&self, name: &str) -> Result<(), BrokerError> {
+        let connection = self.connect(name).await?;
+        let channel = within("a channel", connection.create_channel()).await?;
+        let deleted = channel.queue_delete(self.queue().into(), QueueDeleteOptions::default());
+        within("the deletion", deleted).await?;
+        within("the close", connection.close(200, "bye".into())).await
+    }
+
     /// Declares the exchange, the queue, its dead-letter queue and the binding.
     ///
     /// # Errors
@@ -171,6 +184,13 @@ async fn declare_queue(channel: &Channel, name: &str, arguments: FieldTable) -> 
     let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
     within("the queue", channel.queue_declare(name.into(), options, arguments)).await?;
     Ok(())
+}
+
+/// Whether RabbitMQ failed at what it was asked for: 541, `INTERNAL_ERROR`.
+#[must_use]
+pub fn is_internal_error(error: &lapin::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ProtocolError(error)
+        if matches!(error.kind(), AMQPErrorKind::Hard(AMQPHardError::INTERNALERROR)))
 }
 
 fn is_not_found(error: &lapin::Error) -> bool {

@@ -6,7 +6,7 @@ use outbox::database::DatabaseError;
 use outbox::due::{self, DueRow};
 use outbox::{kill_point, kill_point_in};
 use tokio_postgres::Client;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::config::PublishConfig;
 use crate::publisher::{Answer, Publisher};
@@ -53,6 +53,9 @@ pub(crate) async fn publish_due(
     kill_point!("relay.after_commit");
 
     count(&rows, &answers);
+    if !others.is_empty() {
+        warn!(confirmed = confirmed.len(), others = others.len(), "RabbitMQ did not confirm all; the others stay due");
+    }
     debug!(claimed = turn_size, confirmed = confirmed.len(), others = others.len(), "published");
     let all_refused = confirmed.is_empty() && !others.is_empty();
     Ok(Turn { claimed: turn_size, all_refused })

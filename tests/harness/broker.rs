@@ -58,6 +58,13 @@ impl Broker {
         self.count(&self.names.queue).await
     }
 
+    /// Whether the queue exists.
+    pub async fn has_queue(&self) -> bool {
+        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let queue = self.names.queue.as_str().into();
+        self.channel().await.queue_declare(queue, passive, FieldTable::default()).await.is_ok()
+    }
+
     /// Messages in the queue of dead letters.
     pub async fn dead(&self) -> u32 {
         self.count(&format!("{}.dead", self.names.queue)).await

@@ -22,7 +22,7 @@ use outbox::claim::{self, Claimed, Standing};
 use outbox::job::Status;
 use outbox::kill_point;
 use outbox::message::Message;
-use outbox::topology::{BrokerError, within};
+use outbox::topology::{BrokerError, is_internal_error, within};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -34,6 +34,9 @@ use crate::deliver::deliver;
 use crate::outcome::settlement_of_lost;
 
 const CONSUMER_TAG: &str = "outhook-worker";
+
+/// What the broker is asked for last, when everything else has been answered.
+const CONSUMER: &str = "the consumer";
 
 /// Claims in one statement.
 const CLAIM_BATCH: usize = 200;
@@ -55,6 +58,19 @@ pub(crate) enum ConsumeError {
     /// The stream of deliveries ended: the queue was deleted, or the channel closed.
     #[error("RabbitMQ ended the consumer")]
     Ended,
+}
+
+impl ConsumeError {
+    /// Whether the broker, which answers everything else, cannot work with its own queue. On RabbitMQ 3.10 a
+    /// quorum queue that was declared a moment before the broker was killed may come back without a process
+    /// or without a leader: it confirms nothing, and answers a consumer with 541 or not at all, for ever.
+    pub(crate) fn is_of_a_broken_queue(&self) -> bool {
+        match self {
+            Self::Broker(BrokerError::Client(error)) | Self::Client(error) => is_internal_error(error),
+            Self::Broker(BrokerError::Timeout(what)) => *what == CONSUMER,
+            Self::Ended => false,
+        }
+    }
 }
 
 /// A message and the right to answer for it.
@@ -98,7 +114,7 @@ async fn open(worker: &Worker) -> Result<(Connection, Channel, Consumer), Consum
         BasicConsumeOptions::default(),
         FieldTable::default(),
     );
-    let consumer = within("the consumer", consuming).await?;
+    let consumer = within(CONSUMER, consuming).await?;
     Ok((connection, channel, consumer))
 }
 

@@ -37,6 +37,10 @@ const DATABASE_CONNECTIONS: u32 = 4;
 /// A pool that is exhausted for longer is as good as a database that is away.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// So often in a row the broker must fail at its queue before that is deleted: after a start it may need a
+/// moment. 2 s if it says so, 20 s if it says nothing.
+const FAILURES_OF_A_BROKEN_QUEUE: u32 = 4;
+
 /// Kept of the shutdown's time, to record the attempts whose answers did not come.
 const SETTLE_TIME: Duration = Duration::from_secs(2);
 
@@ -91,6 +95,13 @@ impl Worker {
     }
 }
 
+/// Deletes a queue that nobody can consume; the relay makes it anew, and what was in it is due again.
+async fn delete_broken_queue(worker: &Worker) {
+    let deleted = worker.config.broker.delete_queue("outhook-worker").await;
+    warn!(?deleted, "the broker's queue is broken: deleted it, so that the relay declares it anew");
+    metrics::counter!("outhook_worker_broken_queues_total").increment(1);
+}
+
 /// Delivers until `stop`, then finishes what is under way.
 ///
 /// # Errors
@@ -99,6 +110,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     config.database.require_schema("outhook-worker", &stop).await?;
     let worker = Worker::start(config)?;
     let mut backoff = Backoff::reconnect();
+    let mut failures = 0;
     while !stop.is_cancelled() {
         match consumer::consume(&worker, &stop, &mut backoff).await {
             Ok(Stopped { connection, channel }) => {
@@ -109,7 +121,14 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
                 return Ok(());
             }
             Err(_) if stop.is_cancelled() => break,
-            Err(lost) => warn!(error = %lost, "not consuming; deliveries under way go on"),
+            Err(lost) => {
+                warn!(error = %lost, "not consuming; deliveries under way go on");
+                failures = if lost.is_of_a_broken_queue() { failures + 1 } else { 0 };
+            }
+        }
+        if failures == FAILURES_OF_A_BROKEN_QUEUE {
+            delete_broken_queue(&worker).await;
+            failures = 0;
         }
         metrics::counter!("outhook_worker_reconnects_total").increment(1);
         tokio::select! {
