@@ -23,7 +23,6 @@ mod survives_api_kill;
 mod survives_blocked_broker;
 mod survives_broken_queue;
 mod survives_broker_restart;
-mod survives_confirm_loss;
 mod survives_conflicts;
 mod survives_full_disk;
 mod survives_kill_points;

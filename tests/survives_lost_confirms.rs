@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use harness::tcp_proxy::Direction;
-use harness::{Mode, PATIENCE, Stack, TcpProxy, wait_until};
+use harness::{Mode, PATIENCE, Stack, TcpProxy, report, wait_until};
 use uuid::Uuid;
 
 const WEBHOOKS: usize = 10;
@@ -69,5 +69,36 @@ async fn what_a_relay_did_not_see_confirmed_is_published_by_the_next() {
     proxy.set(Mode::Forward);
     stack.start_relay().await;
     assert_delivered_soon(&stack, &proxy, &jobs).await;
+    stack.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_whose_confirms_are_lost_are_published_again_under_their_ids() {
+    let (mut stack, proxy) = start("confirms_are_lost").await;
+    stack.workers.remove(0).terminate().await;
+    let wire = stack.listen().await;
+    let connections = proxy.connections();
+    proxy.set(Mode::Drop(Direction::ToClient));
+    for _ in 0..WEBHOOKS {
+        stack.post("{}", "").await;
+    }
+    wait_until("a confirm to be given up", PATIENCE, async || {
+        stack.relays[0].counter("outhook_relay_unconfirmed_total").await > 0.0
+    })
+    .await;
+    assert_eq!(stack.count("SELECT count(*) FROM harness.publications").await, 0, "recorded without a confirm");
+    wait_until("the connection to be closed", PATIENCE, async || proxy.ended_connections() >= connections).await;
+    let lost = wire.messages();
+
+    proxy.set(Mode::Forward);
+    wire.wait_for(lost + WEBHOOKS, PATIENCE).await;
+    assert!(proxy.connections() > connections, "nobody connected anew");
+    assert_eq!(wire.duplicates(), lost, "messages without a confirm came again under other ids");
+    stack.start_worker().await;
+    stack.wait_until_drained(PATIENCE).await;
+
+    report(&format!("confirms lost: {lost} of {WEBHOOKS} messages published twice, each delivered once"));
+    assert!(lost > 0, "no confirm was lost");
+    assert_eq!(stack.receiver.received().len(), WEBHOOKS);
     stack.finish().await;
 }

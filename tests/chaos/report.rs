@@ -123,7 +123,7 @@ impl Display for Report {
         writeln!(formatter)?;
         for it in &self.recovery {
             let (took, target) = (it.took.as_secs_f32(), it.target.as_secs_f32());
-            writeln!(formatter, "{:<52} {took:>6.2} s   target {target:.0} s", it.what)?;
+            writeln!(formatter, "{:<52} {took:>6.2} s   target {target:.1} s", it.what)?;
         }
         for violation in &self.violations {
             writeln!(formatter, "\n{violation}")?;

@@ -42,8 +42,8 @@ pub struct Config {
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Delivery")]
 pub(crate) struct DeliveryConfig {
-    /// Requests under way at once.
-    #[arg(long, env, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    /// Requests under way at once. More of them also means larger batches to claim and to record.
+    #[arg(long, env, default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..=10_000))]
     pub worker_concurrency: u16,
     /// Seconds an attempt may take in all, from resolving the name to the end of the answer.
     #[arg(long, env, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=300))]
