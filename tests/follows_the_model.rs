@@ -47,17 +47,19 @@ fn config() -> Config {
     config
 }
 
-/// The longest way to something that must not be missed, whatever the random cases meet: a worker that
-/// settles while its successor is at it.
+/// The longest way to what must not be missed, whatever the random cases meet: a stale message of a job that
+/// is free, and a worker that settles while its successor is at it.
 fn story_of_a_zombie() -> Vec<Step> {
     let publish = || [Step::RelayPublishes { arrives: true }, Step::RelayEnds(TurnEnd::Confirmed)];
     let deliver = |worker| [Step::Deliver { worker, messages: vec![0], answer_lost: false }];
     let settle = |twice| [Step::Settle { attempt: 0, verdict: Verdict::Success, retry_at_once: false, twice }];
     let mut steps = vec![Step::Accept { scheduled: false, max_attempts: 5 }];
-    steps.extend(publish().into_iter().chain(deliver(0)));
+    steps.extend(publish());
+    steps.push(Step::Duplicate { message: 0 });
+    steps.extend(deliver(0));
     steps.extend([Step::LeaseExpires { job: 0 }, Step::AlarmRings { job: 0 }]);
-    // The second worker takes over, and gets the next attempt.
-    steps.extend(publish().into_iter().chain(deliver(1)));
+    // The second worker takes over, finds a stale message, and gets the next attempt.
+    steps.extend(publish().into_iter().chain(deliver(1)).chain(deliver(1)));
     steps.extend(publish().into_iter().chain(deliver(1)));
     // The zombie first.
     steps.extend(settle(true).into_iter().chain(settle(false)));
