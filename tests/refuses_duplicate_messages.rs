@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use harness::{PATIENCE, Stack, wait_until};
+use outbox::claim;
 use outbox::message::Message;
 use uuid::Uuid;
 
@@ -81,6 +82,42 @@ async fn messages_during_a_delivery_do_not_disturb_it() {
     stack.wait_until_drained(PATIENCE).await;
 
     assert_eq!(stack.deliveries(id).len(), 1);
+    stack.finish().await;
+}
+
+/// A message may be claimed, lost with its worker, and found again, all before the relay has recorded that it
+/// published it. Its alarm must ring at the end of the lease, not at the republish interval.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_alarm_is_set_although_its_publication_is_being_recorded() {
+    let mut stack = Stack::builder("an_alarm_is_set").workers(0).start().await;
+    stack.relays.remove(0).kill().await;
+    let id = stack.post("{}", "").await.job_id;
+    let mut relay = stack.pool().begin().await.expect("a transaction begins");
+    sqlx::raw_sql("SELECT FROM outbox FOR UPDATE").execute(&mut *relay).await.expect("the row is free");
+    let message = Message::decode(&message(&stack, id, 0).await).expect("it was just encoded");
+    let claimed = claim::claim(stack.pool(), &[message], "a worker that is lost", Duration::from_secs(3)).await;
+    assert_eq!(claimed.expect("a claim").len(), 1);
+
+    let pool = stack.pool().clone();
+    let setting = tokio::spawn(async move { claim::ring_later(&pool, &[id]).await });
+    wait_until("somebody to wait for the relay", PATIENCE, async || {
+        setting.is_finished()
+            || stack.count("SELECT count(*) FROM pg_stat_activity WHERE query LIKE '-- ring_later%' AND wait_event_type = 'Lock'").await > 0
+    })
+    .await;
+    let mark = "UPDATE outbox SET published_at = now(), due_at = now() + interval '15 minutes'";
+    sqlx::raw_sql(mark).execute(&mut *relay).await.expect("the row is ours");
+    relay.commit().await.expect("it is recorded");
+    setting.await.expect("no panic").expect("the alarm is set");
+
+    let set =
+        "SELECT count(*) FROM outbox JOIN webhook_jobs AS job ON job.outbox_id = outbox.id WHERE due_at = lease_until";
+    assert_eq!(stack.count(set).await, 1, "nobody would look at the job for 15 minutes");
+    stack.start_relay().await;
+    stack.start_worker().await;
+    stack.wait_for_deliveries(1).await;
+    stack.wait_until_drained(PATIENCE).await;
+    assert_eq!(stack.deliveries(id)[0].attempt, Some(2));
     stack.finish().await;
 }
 

@@ -157,9 +157,18 @@ pub async fn look_up(pool: &PgPool, job_ids: &[Uuid]) -> Result<Vec<Standing>, s
 pub async fn ring_later(pool: &PgPool, job_ids: &[Uuid]) -> Result<(), sqlx::Error> {
     let statement = sqlx::query!(
         "-- ring_later
-        UPDATE outbox AS alarm SET due_at = coalesce(job.lease_until, now() + interval '1 second')
-        FROM webhook_jobs AS job
-        WHERE job.id = ANY($1) AND alarm.id = job.outbox_id AND alarm.published_at IS NOT NULL
+        -- A message may come before the relay has recorded it. So the rows are locked first, which waits for
+        -- that, and judged by what they are then: a condition on the row itself would judge the old version,
+        -- not yet published, and leave it to ring at the republish interval.
+        WITH alarm AS MATERIALIZED (
+            SELECT id, attempt, published_at FROM outbox
+            WHERE id IN (SELECT outbox_id FROM webhook_jobs WHERE id = ANY($1))
+            ORDER BY id
+            FOR UPDATE
+        )
+        UPDATE outbox SET due_at = coalesce(job.lease_until, now() + interval '1 second')
+        FROM alarm JOIN webhook_jobs AS job ON job.outbox_id = alarm.id
+        WHERE job.id = ANY($1) AND outbox.id = alarm.id AND alarm.published_at IS NOT NULL
           -- Not an alarm that was re-armed for the next attempt meanwhile.
           AND alarm.attempt = CASE job.status WHEN 'processing' THEN job.attempt - 1 WHEN 'pending' THEN job.attempt END",
         job_ids
