@@ -138,7 +138,13 @@ fn taken_again(stack: &Stack) -> usize {
 
 /// A stack without the process that is to end. It had its relay, which made the queue.
 async fn set_up(point: &str, scene: Scene) -> (Program, Stack) {
-    let builder = Stack::builder("kill_points").env("HTTP_CLIENT_TIMEOUT_SEC", "2").env("MAX_RETRIES", "20");
+    let builder = Stack::builder("kill_points")
+        .env("HTTP_CLIENT_TIMEOUT_SEC", "2")
+        .env("MAX_RETRIES", "20")
+        // Small batches, so that there are enough of them for the last passage of each point.
+        .env("ACCEPT_BATCH_SIZE", "4")
+        .env("RELAY_BATCH_SIZE", "8")
+        .env("WORKER_CONCURRENCY", "8");
     match (point.split('.').next(), scene) {
         (Some("api"), _) => {
             let mut stack = builder.start().await;
