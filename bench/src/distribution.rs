@@ -21,7 +21,12 @@ impl Distribution {
     }
 
     /// The duration that so many percent do not exceed.
-    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    #[allow(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a place in a list"
+    )]
     pub(crate) fn at(&self, percentile: f64) -> Duration {
         let rank = (self.0.len() as f64 * percentile / 100.0).ceil() as usize;
         self.0.get(rank.clamp(1, self.0.len().max(1)) - 1).copied().unwrap_or_default()

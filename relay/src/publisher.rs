@@ -149,7 +149,8 @@ fn judge(rows: &[DueRow], confirmations: Vec<Option<Confirmation>>) -> (Vec<Answ
     // A return means that the queue or the binding is gone: a new publisher declares them. And a channel that
     // a full queue has once refused may never hear that there is room again: if the limit is lifted before
     // the queue is drained, RabbitMQ 3.10 tells only new channels.
-    let spent = !returned.is_empty() || answers.contains(&Answer::Unknown) || !answers.contains(&Answer::Confirmed);
+    let all_refused = !rows.is_empty() && !answers.contains(&Answer::Confirmed);
+    let spent = !returned.is_empty() || answers.contains(&Answer::Unknown) || all_refused;
     (answers, spent)
 }
 
@@ -204,5 +205,6 @@ mod tests {
         let some = vec![Some(Confirmation::Ack(None)), Some(Confirmation::Nack(None))];
         assert!(!judge(&[row(1), row(2)], some).1);
         assert!(judge(&[row(1)], vec![Some(Confirmation::Nack(None))]).1, "all were refused");
+        assert!(!judge(&[], Vec::new()).1, "nothing was published: every row that rang was put right");
     }
 }

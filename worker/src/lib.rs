@@ -127,7 +127,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
             }
         }
         if failures == FAILURES_OF_A_BROKEN_QUEUE {
-            delete_broken_queue(&worker).await;
+            stop.run_until_cancelled(delete_broken_queue(&worker)).await;
             failures = 0;
         }
         metrics::counter!("outhook_worker_reconnects_total").increment(1);
