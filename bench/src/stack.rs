@@ -149,6 +149,11 @@ impl<'a> Stack<'a> {
         Ok(self.client.query_one(statement, &[]).await?.get(0))
     }
 
+    /// Where the database is.
+    pub(crate) fn database_url(&self) -> String {
+        self.site.servers.database_url(&self.database)
+    }
+
     /// Stops everything and drops the database.
     pub(crate) async fn remove(mut self) -> anyhow::Result<()> {
         self.stop_deliveries().await?;

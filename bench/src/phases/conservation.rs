@@ -5,6 +5,8 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
+use outhook_check::{ALWAYS, AT_REST, Bounds, begin_snapshot, check, invariants};
+use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use crate::load::Accepted;
@@ -13,6 +15,9 @@ use crate::stack::Stack;
 
 /// The last settlements come after the last delivery, but not much.
 const SETTLE_TIMEOUT: Duration = Duration::from_mins(1);
+
+/// For one statement of the checker, over 50,000 jobs or so.
+const CHECK_TIMEOUT: Duration = Duration::from_mins(1);
 
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -73,5 +78,24 @@ pub(crate) async fn violations(
     expect("accepted jobs not received", i64::try_from(sent.difference(&received).count())?, 0);
     expect("different jobs received", i64::try_from(received.len())?, delivered);
     expect("deliveries", i64::try_from(arrivals.len())?, delivered);
+    // Not over millions of rows that SQL has written.
+    if filled.finished == 0 {
+        found.extend(broken_invariants(stack, filled).await?);
+    }
+    Ok(found)
+}
+
+/// What `outhook-check` says of the database.
+async fn broken_invariants(stack: &Stack<'_>, filled: Filled) -> anyhow::Result<Vec<String>> {
+    let mut connection = PgConnection::connect(&stack.database_url()).await?;
+    begin_snapshot(&mut connection, CHECK_TIMEOUT).await?;
+    // A worker that has just delivered its last job may still hold a transaction for a moment.
+    let bounds = Bounds { overdue: Duration::from_secs(5), max_retries: None };
+    let at_rest = if filled.future == 0 { AT_REST } else { "" };
+    let mut found = Vec::new();
+    for invariant in [ALWAYS, at_rest].into_iter().flat_map(invariants) {
+        let violation = check(&mut connection, invariant, bounds).await?;
+        found.extend(violation.map(|violation| format!("{}: {violation}", stack.database)));
+    }
     Ok(found)
 }
