@@ -29,6 +29,15 @@ async fn reconnects(stack: &Stack) -> (f64, f64) {
     (relay, stack.workers[0].counter("outhook_worker_reconnects_total").await)
 }
 
+/// A queue that was declared only just now may come back broken from a kill, which is another fault than the
+/// one meant here: `survives_broken_queue`. RabbitMQ writes all of it to disk when it is stopped in order.
+async fn write_queues_to_disk(broker: &Servers, stack: &Stack) {
+    broker.stop(Server::RabbitMq).await;
+    broker.start_again(Server::RabbitMq).await;
+    stack.post("{}", "").await;
+    stack.wait_until_drained(RECOVERY_LIMIT).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_broker_is_stopped_in_order_and_starts_again() {
     let broker = Servers::private_only(Server::RabbitMq).await;
@@ -55,6 +64,8 @@ async fn the_broker_is_stopped_in_order_and_starts_again() {
 async fn the_broker_is_killed_and_what_it_did_not_confirm_is_published_again() {
     let broker = Servers::private_only(Server::RabbitMq).await;
     let stack = start("the_broker_is_killed", &broker).await;
+    write_queues_to_disk(&broker, &stack).await;
+    let before = reconnects(&stack).await;
     let mut burst = Burst::start(&stack.client, &stack.receiver_url("?delay_ms=5"), WEBHOOKS, 16);
     burst.wait_for(WEBHOOKS / 3).await;
     // Paused first, so that messages are surely under way when it dies.
@@ -69,7 +80,7 @@ async fn the_broker_is_killed_and_what_it_did_not_confirm_is_published_again() {
     let (relay, worker) = reconnects(&stack).await;
     let unconfirmed = stack.relays[0].counter("outhook_relay_unconfirmed_total").await;
     report(&format!("broker killed: {unconfirmed} unconfirmed, drained {:?} after the start", healed.elapsed()));
-    assert!(relay >= 1.0 && worker >= 1.0, "reconnects: relay {relay}, worker {worker}");
+    assert!(relay > before.0 && worker > before.1, "reconnects: relay {relay}, worker {worker}, before: {before:?}");
     assert!(unconfirmed > 0.0, "no message was under way");
     assert_eq!((outcome.accepted, outcome.repeated), (WEBHOOKS, 0), "a caller noticed");
     stack.finish().await;

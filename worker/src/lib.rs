@@ -14,7 +14,7 @@ mod target_guard;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use outbox::backoff::Backoff;
 use outbox::notify::Notifier;
@@ -37,9 +37,9 @@ const DATABASE_CONNECTIONS: u32 = 4;
 /// A pool that is exhausted for longer is as good as a database that is away.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// So often in a row the broker must fail at its queue before that is deleted: after a start it may need a
-/// moment. 2 s if it says so, 20 s if it says nothing.
-const FAILURES_OF_A_BROKEN_QUEUE: u32 = 4;
+/// For so long the broker must fail at its queue, and at nothing else, before that is deleted: after a start
+/// it may need a moment. A broker that does not answer has failed for the second time after 11 s.
+const BROKEN_QUEUE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Kept of the shutdown's time, to record the attempts whose answers did not come.
 const SETTLE_TIME: Duration = Duration::from_secs(2);
@@ -110,7 +110,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     config.database.require_schema("outhook-worker", &stop).await?;
     let worker = Worker::start(config)?;
     let mut backoff = Backoff::reconnect();
-    let mut failures = 0;
+    let mut broken_since: Option<Instant> = None;
     while !stop.is_cancelled() {
         match consumer::consume(&worker, &stop, &mut backoff).await {
             Ok(Stopped { connection, channel }) => {
@@ -123,12 +123,12 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
             Err(_) if stop.is_cancelled() => break,
             Err(lost) => {
                 warn!(error = %lost, "not consuming; deliveries under way go on");
-                failures = if lost.is_of_a_broken_queue() { failures + 1 } else { 0 };
+                broken_since = lost.is_of_a_broken_queue().then(|| broken_since.unwrap_or_else(Instant::now));
             }
         }
-        if failures == FAILURES_OF_A_BROKEN_QUEUE {
+        if broken_since.is_some_and(|since| since.elapsed() >= BROKEN_QUEUE_PATIENCE) {
             stop.run_until_cancelled(delete_broken_queue(&worker)).await;
-            failures = 0;
+            broken_since = None;
         }
         metrics::counter!("outhook_worker_reconnects_total").increment(1);
         tokio::select! {
