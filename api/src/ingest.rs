@@ -1,5 +1,7 @@
 //! Group commit: requests that arrive while a commit is under way share the next one.
 
+use std::time::Duration;
+
 use outbox::batch::{BatchError, Batcher, Limits};
 use outbox::database::Failure;
 use outbox::enqueue::{Accepted, NewJob, accept};
@@ -39,8 +41,9 @@ pub(crate) struct Ingest {
 impl Ingest {
     /// `waiting` bounds the jobs that wait for their commit.
     pub(crate) fn start(pools: Pools, notifier: Notifier, config: &AcceptConfig, waiting: usize) -> Self {
-        let limits =
-            Limits { waiting, batch: config.accept_batch_size.into(), concurrent: config.accept_concurrency.into() };
+        let (batch, concurrent) = (config.accept_batch_size.into(), config.accept_concurrency.into());
+        // A caller waits for its 202: nothing is held back to make a batch larger.
+        let limits = Limits { waiting, batch, concurrent, spacing: Duration::ZERO };
         let batcher = Batcher::start(limits, move |jobs: Vec<NewJob>| {
             let (pools, notifier) = (pools.clone(), notifier.clone());
             async move {

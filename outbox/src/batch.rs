@@ -1,11 +1,14 @@
 //! Natural batching: what arrives while a batch is under way forms the next one.
 //!
 //! Nothing waits for a batch to fill. Idle, a batch is one item and costs no added latency; under load,
-//! batches grow to what one round trip takes, and a commit is shared by all in it.
+//! batches grow to what one round trip takes, and a commit is shared by all in it. Where a little latency
+//! is cheaper than many small statements, [`Limits::spacing`] makes them larger still.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::time::{Instant, timeout_at};
 
 /// Bounds of a [`Batcher`].
 #[derive(Clone, Copy, Debug)]
@@ -16,6 +19,9 @@ pub struct Limits {
     pub batch: usize,
     /// Batches under way at once.
     pub concurrent: usize,
+    /// Least time between the starts of two batches, unless they are full. The first after a pause of this
+    /// length starts at once.
+    pub spacing: Duration,
 }
 
 /// Gathers items into batches and gives each sender its own answer.
@@ -25,6 +31,38 @@ pub struct Batcher<Item, Answer> {
 }
 
 type Entry<Item, Answer> = (Item, oneshot::Sender<Answer>);
+
+/// Where the items wait, and the pace at which they are taken.
+struct Waiting<Item, Answer> {
+    receiver: mpsc::Receiver<Entry<Item, Answer>>,
+    pace: Pace,
+}
+
+/// Keeps the starts of batches apart.
+#[derive(Debug)]
+pub struct Pace {
+    spacing: Duration,
+    next: Instant,
+}
+
+impl Pace {
+    /// The first batch may start at once.
+    #[must_use]
+    pub fn new(spacing: Duration) -> Self {
+        Self { spacing, next: Instant::now() }
+    }
+
+    /// Until when a batch that is not full should gather more: the past, after a pause.
+    #[must_use]
+    pub const fn next(&self) -> Instant {
+        self.next
+    }
+
+    /// A batch starts now.
+    pub fn start(&mut self) {
+        self.next = Instant::now() + self.spacing;
+    }
+}
 
 /// Why an item got no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -57,9 +95,9 @@ where
         Running: Future<Output = Vec<Answer>> + Send + 'static,
     {
         let (sender, receiver) = mpsc::channel(limits.waiting);
-        let receiver = Arc::new(Mutex::new(receiver));
+        let waiting = Arc::new(Mutex::new(Waiting { receiver, pace: Pace::new(limits.spacing) }));
         for _ in 0..limits.concurrent {
-            tokio::spawn(run_batches(Arc::clone(&receiver), limits.batch, run.clone()));
+            tokio::spawn(run_batches(Arc::clone(&waiting), limits.batch, run.clone()));
         }
         Self { sender }
     }
@@ -79,18 +117,15 @@ where
     }
 }
 
-async fn run_batches<Item, Answer, Run, Running>(
-    receiver: Arc<Mutex<mpsc::Receiver<Entry<Item, Answer>>>>,
-    limit: usize,
-    run: Run,
-) where
+async fn run_batches<Item, Answer, Run, Running>(waiting: Arc<Mutex<Waiting<Item, Answer>>>, limit: usize, run: Run)
+where
     Run: Fn(Vec<Item>) -> Running,
     Running: Future<Output = Vec<Answer>>,
 {
     loop {
-        let mut entries = Vec::new();
         // The lock is held while waiting: the next free task takes the next batch.
-        if receiver.lock().await.recv_many(&mut entries, limit).await == 0 {
+        let entries = waiting.lock().await.take(limit).await;
+        if entries.is_empty() {
             return;
         }
         let (items, senders): (Vec<_>, Vec<_>) = entries.into_iter().unzip();
@@ -101,10 +136,25 @@ async fn run_batches<Item, Answer, Run, Running>(
     }
 }
 
+impl<Item, Answer> Waiting<Item, Answer> {
+    /// The next batch; empty when nothing more will come.
+    async fn take(&mut self, limit: usize) -> Vec<Entry<Item, Answer>> {
+        let mut entries = Vec::new();
+        self.receiver.recv_many(&mut entries, limit).await;
+        while !entries.is_empty() && entries.len() < limit {
+            let room = limit - entries.len();
+            let more = timeout_at(self.pace.next(), self.receiver.recv_many(&mut entries, room)).await;
+            if matches!(more, Ok(0) | Err(_)) {
+                break;
+            }
+        }
+        self.pace.start();
+        entries
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tokio::sync::{Notify, Semaphore};
 
     use super::*;
@@ -114,7 +164,7 @@ mod tests {
         let started = Arc::new(Notify::new());
         let gate = Arc::new(Semaphore::new(0));
         let seen = Arc::new(Mutex::new(Vec::new()));
-        let batcher = Batcher::start(Limits { waiting: 10, batch: 4, concurrent: 1 }, {
+        let batcher = Batcher::start(Limits { waiting: 10, batch: 4, concurrent: 1, spacing: Duration::ZERO }, {
             let (started, gate, seen) = (Arc::clone(&started), Arc::clone(&gate), Arc::clone(&seen));
             move |items: Vec<u32>| {
                 let (started, gate, seen) = (Arc::clone(&started), Arc::clone(&gate), Arc::clone(&seen));
@@ -141,11 +191,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn batches_start_apart_unless_one_is_full() {
+        let limits = Limits { waiting: 10, batch: 3, concurrent: 2, spacing: Duration::from_hours(1) };
+        let batcher = Batcher::start(limits, |items: Vec<u32>| async move { vec![items.len(); items.len()] });
+        let submit = |count| {
+            let batch = futures_util::future::join_all((0..count).map(|item| batcher.submit(item)));
+            tokio::time::timeout(Duration::from_secs(2), batch)
+        };
+        assert_eq!(submit(1).await, Ok(vec![Ok(1)]), "the first starts at once");
+        assert_eq!(submit(3).await, Ok(vec![Ok(3); 3]), "and so does a full one");
+        assert!(submit(2).await.is_err(), "others wait for more");
+        assert_eq!(submit(1).await, Ok(vec![Ok(3)]), "which may make it full");
+    }
+
+    #[tokio::test]
     async fn refuses_what_has_no_room() {
-        let batcher = Batcher::start(Limits { waiting: 1, batch: 1, concurrent: 1 }, |items: Vec<()>| async move {
-            tokio::time::sleep(Duration::from_mins(1)).await;
-            items
-        });
+        let batcher = Batcher::start(
+            Limits { waiting: 1, batch: 1, concurrent: 1, spacing: Duration::ZERO },
+            |items: Vec<()>| async move {
+                tokio::time::sleep(Duration::from_mins(1)).await;
+                items
+            },
+        );
         let submit = || tokio::time::timeout(Duration::from_millis(100), batcher.try_submit(()));
         assert!(submit().await.is_err(), "the first is under way");
         assert!(submit().await.is_err(), "the second waits");
