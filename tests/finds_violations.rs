@@ -18,7 +18,8 @@ const VANDALISM: &str = "
     -- I3, and P1, P2 by publishing the same attempt twice under two ids.
     INSERT INTO outbox (id, job_id, attempt, due_at) VALUES (100, gen_random_uuid(), 0, now() - interval '1 hour');
     UPDATE outbox SET published_at = now() WHERE id = 100;
-    UPDATE outbox SET published_at = NULL WHERE id = 100;
+    UPDATE outbox SET published_at = NULL, attempt = 1 WHERE id = 100;
+    UPDATE outbox SET attempt = 0 WHERE id = 100;
     UPDATE outbox SET published_at = now(), message_id = gen_random_uuid() WHERE id = 100;
 
     -- I6, I7: delivered without an attempt; then out of a final state. I8: two attempts at once, and back.
@@ -34,6 +35,10 @@ const VANDALISM: &str = "
     INSERT INTO webhook_attempts (job_id, attempt, worker, started_at, status_code, outcome)
         VALUES ('00000000-0000-0000-0000-000000000002', 2, 'w', now(), 200, 'success'),
                ('00000000-0000-0000-0000-000000000002', 3, 'w', now(), NULL, 'success');
+
+    -- I13.
+    INSERT INTO outbox (id, job_id, attempt, due_at, published_at, ordering_key)
+        SELECT id, gen_random_uuid(), 0, now() + interval '1 hour', now(), 'key' FROM generate_series(101, 102) AS id;
 
     -- I10.
     DROP INDEX webhook_jobs_idempotency_key;

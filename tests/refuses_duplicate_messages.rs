@@ -95,7 +95,8 @@ async fn an_alarm_is_set_although_its_publication_is_being_recorded() {
     let mut relay = stack.pool().begin().await.expect("a transaction begins");
     sqlx::raw_sql("SELECT FROM outbox FOR UPDATE").execute(&mut *relay).await.expect("the row is free");
     let message = Message::decode(&message(&stack, id, 0).await).expect("it was just encoded");
-    let claimed = claim::claim(stack.pool(), &[message], "a worker that is lost", Duration::from_secs(3)).await;
+    let lease = claim::Lease { timeout: Duration::from_secs(3), margin: Duration::ZERO };
+    let claimed = claim::claim(stack.pool(), &[message], "a worker that is lost", lease).await;
     assert_eq!(claimed.expect("a claim").len(), 1);
 
     let pool = stack.pool().clone();

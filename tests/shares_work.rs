@@ -12,7 +12,7 @@ async fn three_relays_and_three_workers_share() {
         .workers(3)
         // Small shares, so that there are enough for all.
         .relay_env("RELAY_BATCH_SIZE", "10")
-        .worker_env("WORKER_CONCURRENCY", "8")
+        .worker_env("WORKER_CONCURRENCY", "32")
         .start()
         .await;
     let wire = stack.listen().await;
@@ -31,7 +31,9 @@ async fn three_relays_and_three_workers_share() {
     report(&format!("{WEBHOOKS} webhooks shared: published {published:?}, delivered {delivered:?}"));
     assert!(published.iter().all(|&share| share > 0.0), "{published:?}");
     assert_eq!(delivered.len(), 3, "{delivered:?}");
-    assert_eq!((wire.messages(), wire.duplicates()), (WEBHOOKS, 0), "relays published the same row");
+    // On a machine that is busy enough, workers give back what would keep others waiting.
+    let given_back = usize::try_from(stack.count("SELECT count(*) FROM harness.withdrawals").await).expect("a count");
+    assert_eq!(wire.messages(), WEBHOOKS + given_back, "relays published the same row");
     assert_eq!(stack.receiver.received().len(), WEBHOOKS);
     stack.finish().await;
 }

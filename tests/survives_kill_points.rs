@@ -21,6 +21,10 @@ enum Scene {
     Traffic,
     /// Webhooks come in and are taken at once, so that one more POST is one too many.
     TakenAtOnce,
+    /// Webhooks of one ordering key come in.
+    Ordered,
+    /// Webhooks come in for a destination that hangs, so that most of them are held.
+    Sick,
     /// A worker was lost with deliveries under way, and the next one finds its messages.
     LostWorker,
     /// The broker was wiped with messages in the queue.
@@ -29,7 +33,7 @@ enum Scene {
 
 /// Every point, its scene, and at which passages the process ends. The first passage of a transaction may
 /// come before its statements are prepared; later ones are in the middle of it.
-const POINTS: [(&str, Scene, &[u32]); 24] = [
+const POINTS: [(&str, Scene, &[u32]); 26] = [
     ("api.before_commit", Scene::Traffic, &[1, 4]),
     ("api.in_commit", Scene::Traffic, &[1, 2, 4]),
     ("api.after_commit", Scene::Traffic, &[1, 4]),
@@ -48,6 +52,8 @@ const POINTS: [(&str, Scene, &[u32]); 24] = [
     ("worker.before_post", Scene::Traffic, &[1, 20]),
     ("worker.after_post", Scene::TakenAtOnce, &[1, 20]),
     ("worker.in_settle", Scene::TakenAtOnce, &[1, 2, 4]),
+    ("worker.in_ordered_settle", Scene::Ordered, &[1, 4]),
+    ("worker.after_hold", Scene::Sick, &[1]),
     ("worker.before_ack", Scene::Traffic, &[1, 20]),
     ("worker.after_ack", Scene::Traffic, &[1, 20]),
     ("worker.before_ring_later", Scene::LostWorker, &[1]),
@@ -92,12 +98,12 @@ async fn kill_at(point: &'static str, scene: Scene, passage: u32) -> Seen {
     let (program, mut stack) = set_up(point, scene).await;
     let wire = stack.listen().await;
     let url = match scene {
-        Scene::LostWorker => stack.receiver_url("?fail_times=1&hang=1"),
-        Scene::TakenAtOnce => stack.receiver_url(""),
+        Scene::LostWorker | Scene::Sick => stack.receiver_url("?fail_times=1&hang=1"),
+        Scene::TakenAtOnce | Scene::Ordered => stack.receiver_url(""),
         Scene::Traffic | Scene::WipedBroker => stack.receiver_url("?fail_times=1"),
     };
     let burst = match scene {
-        Scene::Traffic | Scene::TakenAtOnce => None,
+        Scene::Traffic | Scene::TakenAtOnce | Scene::Ordered | Scene::Sick => None,
         Scene::LostWorker => Some(lose_a_worker(&mut stack, &url).await),
         Scene::WipedBroker => Some(wipe_the_broker(&mut stack, &url).await),
     };
@@ -107,7 +113,8 @@ async fn kill_at(point: &'static str, scene: Scene, passage: u32) -> Seen {
     } else {
         // Ready before the traffic, or all of it would come as one batch.
         doomed.wait_for_word("ready").await;
-        Burst::start(&stack.client, &url, WEBHOOKS, CONNECTIONS)
+        let fields = if matches!(scene, Scene::Ordered) { r#","ordering_key":"one""# } else { "" };
+        Burst::start_with(&stack.client, &url, WEBHOOKS, CONNECTIONS, fields)
     };
     doomed.wait_for_kill_point(point, PATIENCE).await;
     start(&mut stack, program).await;
@@ -144,7 +151,9 @@ async fn set_up(point: &str, scene: Scene) -> (Program, Stack) {
         // Small batches, so that there are enough of them for the last passage of each point.
         .env("ACCEPT_BATCH_SIZE", "4")
         .env("RELAY_BATCH_SIZE", "8")
-        .env("WORKER_CONCURRENCY", "8");
+        .env("WORKER_CONCURRENCY", "8")
+        // What fails once on purpose is not to be waited for.
+        .env("BREAKER_FAILURES", "1000");
     match (point.split('.').next(), scene) {
         (Some("api"), _) => {
             let mut stack = builder.start().await;
@@ -166,7 +175,8 @@ async fn lose_a_worker(stack: &mut Stack, url: &str) -> Burst {
     stack.start_worker().await;
     let mut burst = Burst::start(&stack.client, url, WEBHOOKS, CONNECTIONS);
     burst.wait_for(WEBHOOKS).await;
-    stack.wait_for_deliveries(8).await;
+    // One destination gets half of the slots.
+    stack.wait_for_deliveries(4).await;
     stack.workers.remove(0).kill().await;
     burst
 }

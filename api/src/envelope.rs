@@ -1,7 +1,7 @@
 //! What a caller says in the body of `POST /webhooks`, checked field by field.
 
 use outbox::headers;
-use outbox::target::TargetPolicy;
+use outbox::target::{TargetPolicy, destination};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
@@ -13,6 +13,8 @@ use crate::json;
 
 /// Bounds of the fields, as they are in the database's constraints.
 const MAX_ATTEMPTS: std::ops::RangeInclusive<i64> = 1..=100;
+const TIMEOUT_MS: std::ops::RangeInclusive<i64> = 100..=300_000;
+const ORDERING_KEY_BYTES: std::ops::RangeInclusive<usize> = 1..=255;
 const MAX_DELAY: Duration = Duration::days(366);
 
 /// A request as it is to be stored.
@@ -20,9 +22,12 @@ const MAX_DELAY: Duration = Duration::days(366);
 pub(crate) struct Envelope {
     pub payload: String,
     pub client_url: String,
+    pub destination: String,
     pub headers: Map<String, Value>,
     pub deliver_at: Option<OffsetDateTime>,
     pub max_attempts: Option<i32>,
+    pub timeout_ms: Option<i32>,
+    pub ordering_key: Option<String>,
 }
 
 /// The fields as they are written.
@@ -38,6 +43,10 @@ struct Written<'a> {
     deliver_at: Option<String>,
     #[serde(default)]
     max_attempts: Option<i64>,
+    #[serde(default)]
+    timeout_ms: Option<i64>,
+    #[serde(default)]
+    ordering_key: Option<String>,
 }
 
 impl Envelope {
@@ -49,18 +58,21 @@ impl Envelope {
             return Err(invalid("the body must be an object"));
         }
         let written: Written = serde_json::from_slice(body).map_err(|error| invalid(error.to_string()))?;
-        targets.check_url(&written.client_url).map_err(|error| invalid(format!("client_url: {error}")))?;
+        let url = targets.check_url(&written.client_url).map_err(|error| invalid(format!("client_url: {error}")))?;
         let headers = written.headers.unwrap_or_default();
         headers::check(&headers).map_err(|error| invalid(error.to_string()))?;
         Ok(Self {
             payload: payload(written.payload)?,
             client_url: written.client_url,
+            destination: destination(&url),
             headers,
             deliver_at: match &written.deliver_at {
                 Some(text) => deliver_at(text, now)?,
                 None => None,
             },
             max_attempts: written.max_attempts.map(max_attempts).transpose()?,
+            timeout_ms: written.timeout_ms.map(timeout_ms).transpose()?,
+            ordering_key: written.ordering_key.map(ordering_key).transpose()?,
         })
     }
 }
@@ -99,4 +111,18 @@ fn max_attempts(number: i64) -> Result<i32, ApiError> {
         Ok(number) if MAX_ATTEMPTS.contains(&number.into()) => Ok(number),
         _ => Err(invalid("max_attempts: it must be from 1 to 100")),
     }
+}
+
+fn timeout_ms(number: i64) -> Result<i32, ApiError> {
+    match i32::try_from(number) {
+        Ok(number) if TIMEOUT_MS.contains(&number.into()) => Ok(number),
+        _ => Err(invalid("timeout_ms: it must be from 100 to 300000")),
+    }
+}
+
+fn ordering_key(key: String) -> Result<String, ApiError> {
+    if !ORDERING_KEY_BYTES.contains(&key.len()) || key.contains('\0') {
+        return Err(invalid("ordering_key: it must be 1 to 255 bytes without U+0000"));
+    }
+    Ok(key)
 }

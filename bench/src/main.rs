@@ -28,7 +28,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::options::{Options, Part};
 use crate::phases::end_to_end::Setup;
-use crate::phases::{Bench, drain, end_to_end, growth, idle, ingest, latency, long_transaction, statements};
+use crate::phases::{Bench, drain, end_to_end, growth, idle, ingest, latency, long_transaction, sick, statements};
 use crate::progress::Progress;
 use crate::receiver::{Receiver, Role};
 use crate::report::machine::Machine;
@@ -123,6 +123,9 @@ async fn phases(bench: &Bench<'_>, report: &mut Report) -> anyhow::Result<()> {
     if bench.options.long_transaction {
         return long_transaction::run(bench, report).await;
     }
+    if bench.options.sick {
+        return sick::run(bench, report).await;
+    }
     let wants = |part| bench.options.wants(part);
     if wants(Part::Limits) {
         limits::run(bench, report).await?;
@@ -152,9 +155,10 @@ async fn phases(bench: &Bench<'_>, report: &mut Report) -> anyhow::Result<()> {
 fn steps(options: &Options) -> u64 {
     let repetitions = options.scale().repetitions;
     let part = |part, steps| if options.wants(part) { steps } else { 0 };
-    1 + match (options.growth, options.long_transaction) {
-        (true, _) => growth::STEPS,
-        (_, true) => long_transaction::STEPS,
+    1 + match options {
+        Options { growth: true, .. } => growth::STEPS,
+        Options { long_transaction: true, .. } => long_transaction::STEPS,
+        Options { sick: true, .. } => sick::STEPS,
         _ => {
             part(Part::Limits, limits::STEPS)
                 + part(Part::Ingest, repetitions * ingest::COUNTS.len() as u64)

@@ -19,7 +19,7 @@ pub(crate) struct Options {
     #[arg(long)]
     pub quick: bool,
     /// Measure only these.
-    #[arg(long, value_enum, value_delimiter = ',', conflicts_with_all = ["growth", "long_transaction"])]
+    #[arg(long, value_enum, value_delimiter = ',', conflicts_with_all = ["growth", "long_transaction", "sick"])]
     pub only: Vec<Part>,
     /// Relays that run.
     #[arg(long, default_value_t = 1, value_parser = count(16))]
@@ -42,7 +42,10 @@ pub(crate) struct Options {
     /// Measure instead what a transaction changes that is held open elsewhere.
     #[arg(long)]
     pub long_transaction: bool,
-    /// With --long-transaction: seconds of 500 jobs/s under it; 60, or 10 with --quick.
+    /// Measure instead what the others feel of a destination that never answers, under 20,000 webhooks.
+    #[arg(long, conflicts_with_all = ["growth", "long_transaction"])]
+    pub sick: bool,
+    /// With --long-transaction or --sick: seconds of 500 jobs/s under it; 60, or 10 with --quick.
     #[arg(long, value_parser = count(3_600))]
     pub seconds: Option<u64>,
     /// Another setting of the services, to see what it changes: `--set WORKER_CONCURRENCY=256`. They must still
@@ -134,6 +137,10 @@ impl Options {
 
     pub(crate) fn under_transaction(&self) -> Duration {
         Duration::from_secs(self.seconds.unwrap_or(if self.quick { 10 } else { 60 }))
+    }
+
+    pub(crate) fn beside_sick(&self) -> Duration {
+        self.under_transaction()
     }
 
     pub(crate) fn wants(&self, part: Part) -> bool {

@@ -8,6 +8,7 @@ pub(crate) mod idle;
 pub(crate) mod ingest;
 pub(crate) mod latency;
 pub(crate) mod long_transaction;
+pub(crate) mod sick;
 pub(crate) mod statements;
 
 use std::time::Duration;

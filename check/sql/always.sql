@@ -54,6 +54,11 @@ LEFT JOIN webhook_attempts AS earlier ON earlier.job_id = record.job_id AND earl
 WHERE record.started_at < CASE WHEN record.attempt = 1 THEN job.deliver_at ELSE earlier.retry_at END
    OR (record.attempt > 1 AND earlier.retry_at IS NULL);
 
+-- I13: no two jobs of an ordering key have begun and are not finished
+SELECT format('ordering key %s: jobs %s have begun', ordering_key, string_agg(job_id::text, ', '))
+FROM outbox WHERE ordering_key IS NOT NULL AND (attempt > 0 OR published_at IS NOT NULL)
+GROUP BY ordering_key HAVING count(*) > 1;
+
 -- I12: no session stands idle in a transaction
 SELECT format('%s (process %s) is %s since %s, after: %s', application_name, pid, state, state_change, left(query, 80))
 FROM pg_stat_activity

@@ -26,6 +26,10 @@ pub struct Claimed {
     pub retry_count: i32,
     /// Attempts in all, if the job has a limit of its own.
     pub max_attempts: Option<i32>,
+    /// Milliseconds for this attempt, if the job has a limit of its own.
+    pub timeout_ms: Option<i32>,
+    /// Its key, if its deliveries are in order.
+    pub ordering_key: Option<String>,
     /// Where to deliver.
     pub client_url: String,
     /// What to deliver.
@@ -38,7 +42,16 @@ pub struct Claimed {
     pub created_at: OffsetDateTime,
 }
 
-/// Claims the messages' jobs for `worker` until `lease` has passed. Returns those that were free.
+/// How long a claim owns its job.
+#[derive(Clone, Copy, Debug)]
+pub struct Lease {
+    /// For the attempt, of a job that has no limit of its own.
+    pub timeout: Duration,
+    /// Besides.
+    pub margin: Duration,
+}
+
+/// Claims the messages' jobs for `worker` until the lease has passed. Returns those that were free.
 ///
 /// # Errors
 /// The statement failed. Whether it committed is not known: [`recover_claim`] comes before another try.
@@ -46,7 +59,7 @@ pub async fn claim(
     pool: &PgPool,
     messages: &[Message],
     worker: &str,
-    lease: Duration,
+    lease: Lease,
 ) -> Result<Vec<Claimed>, sqlx::Error> {
     let job_ids: Vec<Uuid> = messages.iter().map(|message| message.job_id).collect();
     let attempts: Vec<i32> = messages.iter().map(|message| message.attempt).collect();
@@ -55,7 +68,7 @@ pub async fn claim(
         r#"-- claim_jobs
         UPDATE webhook_jobs AS job
         SET status = 'processing', attempt = job.attempt + 1, claimed_by = $3, updated_at = now(),
-            lease_until = now() + make_interval(secs => $4)
+            lease_until = now() + make_interval(secs => coalesce(job.timeout_ms / 1000.0::float8, $4) + $5)
         FROM (
             SELECT id FROM webhook_jobs JOIN unnest($1::uuid[], $2::integer[]) AS message (job_id, attempt)
                 -- The guard: of any number of equal or stale messages, one finds the job like this.
@@ -64,12 +77,13 @@ pub async fn claim(
             FOR UPDATE OF webhook_jobs SKIP LOCKED
         ) AS free
         WHERE job.id = free.id
-        RETURNING job.id AS job_id, job.attempt, job.retry_count, job.max_attempts, job.client_url, job.payload,
-                  job.headers, job.updated_at AS started_at, job.created_at"#,
+        RETURNING job.id AS job_id, job.attempt, job.retry_count, job.max_attempts, job.timeout_ms, job.ordering_key,
+                  job.client_url, job.payload, job.headers, job.updated_at AS started_at, job.created_at"#,
         &job_ids,
         &attempts,
         worker,
-        lease.as_secs_f64(),
+        lease.timeout.as_secs_f64(),
+        lease.margin.as_secs_f64(),
     );
     on_connection(pool, async |connection| kill_point_in!("worker.in_claim", statement.fetch_all(connection)).await)
         .await
@@ -84,19 +98,21 @@ pub async fn recover_claim(
     pool: &PgPool,
     messages: &[Message],
     worker: &str,
-    lease: Duration,
+    lease: Lease,
 ) -> Result<Vec<Claimed>, sqlx::Error> {
     let job_ids: Vec<Uuid> = messages.iter().map(|message| message.job_id).collect();
     let statement = sqlx::query_as!(
         Claimed,
         r#"-- recover_claim
-        UPDATE webhook_jobs AS job SET updated_at = now(), lease_until = now() + make_interval(secs => $3)
+        UPDATE webhook_jobs AS job SET updated_at = now(),
+            lease_until = now() + make_interval(secs => coalesce(job.timeout_ms / 1000.0::float8, $3) + $4)
         WHERE id = ANY($1) AND status = 'processing' AND claimed_by = $2
-        RETURNING job.id AS job_id, job.attempt, job.retry_count, job.max_attempts, job.client_url, job.payload,
-                  job.headers, job.updated_at AS started_at, job.created_at"#,
+        RETURNING job.id AS job_id, job.attempt, job.retry_count, job.max_attempts, job.timeout_ms, job.ordering_key,
+                  job.client_url, job.payload, job.headers, job.updated_at AS started_at, job.created_at"#,
         &job_ids,
         worker,
-        lease.as_secs_f64(),
+        lease.timeout.as_secs_f64(),
+        lease.margin.as_secs_f64(),
     );
     on_connection(pool, async |connection| statement.fetch_all(connection).await).await
 }
@@ -114,6 +130,8 @@ pub struct Standing {
     pub retry_count: i32,
     /// Attempts in all, if the job has a limit of its own.
     pub max_attempts: Option<i32>,
+    /// Its key, if its deliveries are in order.
+    pub ordering_key: Option<String>,
     /// Who holds or held the lease; empty unless processing.
     pub claimed_by: String,
     /// While processing, when it was claimed.
@@ -129,7 +147,7 @@ pub struct Standing {
 pub async fn look_up(pool: &PgPool, job_ids: &[Uuid]) -> Result<Vec<Standing>, sqlx::Error> {
     let statement = sqlx::query!(
         r#"-- look_up_refused
-        SELECT id, status, attempt, retry_count, max_attempts, coalesce(claimed_by, '') AS "claimed_by!", updated_at,
+        SELECT id, status, attempt, retry_count, max_attempts, ordering_key, coalesce(claimed_by, '') AS "claimed_by!", updated_at,
                coalesce(lease_until <= now(), false) AS "lease_expired!"
         FROM webhook_jobs WHERE id = ANY($1)"#,
         job_ids
@@ -141,6 +159,7 @@ pub async fn look_up(pool: &PgPool, job_ids: &[Uuid]) -> Result<Vec<Standing>, s
         attempt: row.attempt,
         retry_count: row.retry_count,
         max_attempts: row.max_attempts,
+        ordering_key: row.ordering_key,
         claimed_by: row.claimed_by,
         started_at: row.updated_at,
         lease_expired: row.lease_expired,

@@ -4,8 +4,9 @@
 //! between frees them at once, and the next one publishes the same message ids again.
 
 use std::collections::HashSet;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use tokio_postgres::types::Type;
 use tokio_postgres::{Error, GenericClient, Row};
 use uuid::Uuid;
 
@@ -18,6 +19,12 @@ pub struct DueRow {
     pub message_id: Uuid,
     /// Whether it was recorded as published before.
     pub rings_again: bool,
+    /// Its destination takes none for now, or only so many: see [`crate::destination`].
+    pub is_held: bool,
+    /// Its key, if it must wait for its turn: see [`crate::ordering`].
+    pub ordering_key: Option<String>,
+    /// Since when it is due, by the database's clock.
+    pub due_at: SystemTime,
     /// The message to publish; holds the row's id.
     pub message: Message,
 }
@@ -27,7 +34,11 @@ impl DueRow {
         Self {
             message_id: row.get("message_id"),
             rings_again: row.get("rings_again"),
-            message: Message::new(row.get("job_id"), row.get("attempt"), row.get("id"), row.get("traceparent")),
+            is_held: row.get("is_held"),
+            ordering_key: row.get("ordering_key"),
+            due_at: row.get("due_at"),
+            message: Message::new(row.get("job_id"), row.get("attempt"), row.get("id"), row.get("traceparent"))
+                .to(row.get("destination"), row.get("released")),
         }
     }
 
@@ -38,22 +49,31 @@ impl DueRow {
     }
 }
 
-/// Locks up to `limit` rows that are due and that no other relay holds, those longest due first.
+/// Locks up to `limit` rows that are due and that no other relay holds, those longest due first; with
+/// `since`, only rows that became due then or later.
 ///
 /// # Errors
 /// The database cannot be asked.
-pub async fn claim_due(transaction: &impl GenericClient, limit: i64) -> Result<Vec<DueRow>, Error> {
+pub async fn claim_due(
+    transaction: &impl GenericClient,
+    limit: i64,
+    since: Option<SystemTime>,
+) -> Result<Vec<DueRow>, Error> {
     // By due time, never by "id > last seen": ids are given out before they commit, in another order.
     let rows = transaction
         .query_typed(
             "-- claim_due
-            SELECT id, job_id, attempt, message_id, traceparent, published_at IS NOT NULL AS rings_again
+            SELECT id, due_at, job_id, attempt, message_id, traceparent, destination, released, ordering_key,
+                   published_at IS NOT NULL AS rings_again,
+                   NOT released AND destination IN (
+                       SELECT destinations.destination FROM destinations
+                       WHERE state <> 'closed' OR rate_limit IS NOT NULL) AS is_held
             FROM outbox
-            WHERE due_at <= now()
+            WHERE due_at <= now() AND due_at >= coalesce($2, '-infinity')
             ORDER BY due_at, id
             LIMIT $1
             FOR UPDATE SKIP LOCKED",
-            &[(&limit, tokio_postgres::types::Type::INT8)],
+            &[(&limit, Type::INT8), (&since, Type::TIMESTAMPTZ)],
         )
         .await?;
     Ok(rows.iter().map(DueRow::from_row).collect())
@@ -109,7 +129,7 @@ pub async fn mark_published(
         .execute(
             "-- mark_published
             UPDATE outbox
-            SET published_at = statement_timestamp(), due_at = statement_timestamp() + make_interval(secs => $2)
+            SET waits_for = NULL, published_at = statement_timestamp(), due_at = statement_timestamp() + make_interval(secs => $2)
             WHERE id = ANY($1)",
             &[&ids, &republish_after.as_secs_f64()],
         )
@@ -135,19 +155,24 @@ pub async fn push_back(transaction: &impl GenericClient, ids: &[i64], delay: Dur
 
 /// How long until the next row becomes due, if there is one.
 ///
-/// Rows that are due already do not count: they are held by another relay, or were just looked at.
+/// Rows that are due already do not count: they are held by another relay, or were just looked at. A
+/// destination that is to be looked at counts as well.
 ///
 /// # Errors
 /// The database cannot be asked.
 pub async fn next_due(client: &impl GenericClient) -> Result<Option<Duration>, Error> {
     let row = client
-        .query_opt(
+        .query_one(
             "-- next_due
-            SELECT extract(epoch FROM due_at - now())::float8 FROM outbox WHERE due_at > now() ORDER BY due_at LIMIT 1",
+            SELECT extract(epoch FROM least(
+                (SELECT due_at FROM outbox WHERE due_at > now() ORDER BY due_at LIMIT 1),
+                (SELECT min(hold_until) FROM destinations
+                 WHERE (state <> 'closed' OR rate_limit IS NOT NULL) AND hold_until > now())) - now())::float8",
             &[],
         )
         .await?;
-    Ok(row.map(|row| Duration::try_from_secs_f64(row.get(0)).unwrap_or(Duration::MAX)))
+    let seconds: Option<f64> = row.get(0);
+    Ok(seconds.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)))
 }
 
 /// Makes up to `limit` published rows due at once, because the broker lost their messages. Returns how

@@ -20,6 +20,8 @@ pub struct NewJob {
     pub id: Uuid,
     /// Where to deliver.
     pub client_url: String,
+    /// The URL's [`crate::target::destination`].
+    pub destination: String,
     /// What to deliver, byte for byte; without U+0000.
     pub payload: String,
     /// Extra request headers.
@@ -28,6 +30,10 @@ pub struct NewJob {
     pub deliver_at: Option<OffsetDateTime>,
     /// Attempts in all, 1 to 100; the worker's default when `None`.
     pub max_attempts: Option<i32>,
+    /// Milliseconds for an attempt, 100 to 300,000; the worker's default when `None`.
+    pub timeout_ms: Option<i32>,
+    /// Jobs of one key are delivered one after the other, in order of acceptance; 1 to 255 bytes.
+    pub ordering_key: Option<String>,
     /// The caller's key and the SHA-256 of the request that came with it.
     pub idempotency: Option<Idempotency>,
     /// W3C trace context of the request.
@@ -100,23 +106,29 @@ async fn insert(connection: &mut PgConnection, jobs: &[NewJob]) -> Result<Vec<Uu
     let hashes: Vec<_> =
         jobs.iter().map(|job| job.idempotency.as_ref().map(|idempotency| &idempotency.body_hash[..])).collect();
     let traceparents = column(|job| job.traceparent.as_deref());
+    let destinations = column(|job| Some(&job.destination));
+    let ordering_keys = column(|job| job.ordering_key.as_deref());
+    let timeouts: Vec<_> = jobs.iter().map(|job| job.timeout_ms).collect();
 
     sqlx::query_scalar!(
         r#"-- accept_jobs
         WITH accepted AS (
             INSERT INTO webhook_jobs
-                (id, outbox_id, deliver_at, max_attempts, client_url, headers, idempotency_key, body_hash, payload)
-            SELECT id, nextval('outbox_id_seq'), coalesce(deliver_at, now()), max_attempts, client_url, headers,
-                   idempotency_key, body_hash, payload
-            FROM unnest($1::uuid[], $2::text[], $3::text[], $4::jsonb[], $5::timestamptz[], $6::integer[], $7::text[], $8::bytea[])
-                AS job (id, client_url, payload, headers, deliver_at, max_attempts, idempotency_key, body_hash)
+                (id, outbox_id, deliver_at, max_attempts, timeout_ms, client_url, headers, idempotency_key, body_hash,
+                 ordering_key, payload)
+            SELECT id, nextval('outbox_id_seq'), coalesce(deliver_at, now()), max_attempts, timeout_ms, client_url, headers,
+                   idempotency_key, body_hash, ordering_key, payload
+            FROM unnest($1::uuid[], $2::text[], $3::text[], $4::jsonb[], $5::timestamptz[], $6::integer[], $7::text[],
+                        $8::bytea[], $9::integer[], $10::text[])
+                AS job (id, client_url, payload, headers, deliver_at, max_attempts, idempotency_key, body_hash,
+                        timeout_ms, ordering_key)
             -- A known key writes nothing. One that another transaction is writing is waited for.
             ON CONFLICT DO NOTHING
-            RETURNING id, outbox_id, deliver_at
+            RETURNING id, outbox_id, deliver_at, ordering_key
         )
-        INSERT INTO outbox (id, job_id, attempt, due_at, traceparent)
-        SELECT outbox_id, id, 0, greatest(deliver_at, now()), traceparent
-        FROM accepted JOIN unnest($1::uuid[], $9::text[]) AS trace (id, traceparent) USING (id)
+        INSERT INTO outbox (id, job_id, attempt, due_at, destination, traceparent, ordering_key)
+        SELECT outbox_id, id, 0, greatest(deliver_at, now()), destination, traceparent, ordering_key
+        FROM accepted JOIN unnest($1::uuid[], $11::text[], $12::text[]) AS trace (id, traceparent, destination) USING (id)
         RETURNING job_id"#,
         &ids,
         &client_urls as _,
@@ -126,7 +138,10 @@ async fn insert(connection: &mut PgConnection, jobs: &[NewJob]) -> Result<Vec<Uu
         &max_attempts as _,
         &keys as _,
         &hashes as _,
+        &timeouts as _,
+        &ordering_keys as _,
         &traceparents as _,
+        &destinations as _,
     )
     .fetch_all(connection)
     .await

@@ -2,17 +2,19 @@
 //! thin messages that travel through RabbitMQ.
 //!
 //! The modules stand in the order of a webhook's way: accepted by the api ([`enqueue`]), found due by
-//! the relay ([`due`]), carried as a [`message`] over the [`topology`], claimed by a worker ([`claim`])
+//! the relay ([`due`]) unless its [`destination`] is sick or its turn in an [`ordering`] has not come, carried as a [`message`] over the [`topology`], claimed by a worker ([`claim`])
 //! and settled ([`settle`]), perhaps to be [`retry`]-ed, unless its owner withdraws it ([`cancel`]). The
 //! rest is what every process needs.
 
 pub mod cancel;
 pub mod claim;
+pub mod destination;
 pub mod due;
 pub mod enqueue;
 pub mod headers;
 pub mod job;
 pub mod message;
+pub mod ordering;
 pub mod retry;
 pub mod settle;
 pub mod target;

@@ -20,13 +20,25 @@ pub struct Message {
     /// W3C trace context of the accepting request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
+    /// Where the job goes, as [`crate::target::destination`] has it; empty in a message of an older build.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub destination: String,
+    /// Set free from a hold of its destination: it is not to be held again for what was known before.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub released: bool,
 }
 
 impl Message {
     /// A message of this build's version.
     #[must_use]
     pub const fn new(job_id: Uuid, attempt: i32, outbox_id: i64, traceparent: Option<String>) -> Self {
-        Self { version: VERSION, job_id, attempt, outbox_id, traceparent }
+        Self { version: VERSION, job_id, attempt, outbox_id, traceparent, destination: String::new(), released: false }
+    }
+
+    /// The same, and where its job goes.
+    #[must_use]
+    pub fn to(self, destination: String, released: bool) -> Self {
+        Self { destination, released, ..self }
     }
 
     /// The bytes that travel.
@@ -56,6 +68,14 @@ mod tests {
             String::from_utf8_lossy(&bytes),
             r#"{"v":1,"job_id":"00000000-0000-0000-0000-000000000007","attempt":2,"outbox_id":41}"#
         );
+        assert_eq!(Message::decode(&bytes).expect("it was just encoded"), message);
+    }
+
+    #[test]
+    fn says_where_it_goes_if_it_is_known() {
+        let message = Message::new(Uuid::from_u128(7), 2, 41, None).to("https://example.com".to_owned(), true);
+        let bytes = message.encode();
+        assert!(String::from_utf8_lossy(&bytes).ends_with(r#","destination":"https://example.com","released":true}"#));
         assert_eq!(Message::decode(&bytes).expect("it was just encoded"), message);
     }
 

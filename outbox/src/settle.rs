@@ -5,13 +5,13 @@
 
 use std::time::Duration;
 
-use sqlx::PgPool;
+use sqlx::{Acquire, PgConnection, PgPool};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::database::on_connection;
 use crate::job::{Outcome, Status};
-use crate::kill_point_in;
+use crate::{kill_point_in, ordering};
 
 /// What became of an attempt, to be recorded.
 #[derive(Clone, Debug)]
@@ -24,6 +24,8 @@ pub struct Settlement {
     pub status: Status,
     /// Wait before the next attempt; of no meaning unless `status` is pending.
     pub retry_in: Duration,
+    /// The job's key, if its deliveries are in order.
+    pub ordering_key: Option<String>,
     /// Who made the attempt.
     pub worker: String,
     /// When it was claimed, by the database's clock.
@@ -58,6 +60,22 @@ pub struct Settled {
 /// # Errors
 /// The statement failed. The same batch may be settled again: what was written is refused the second time.
 pub async fn settle(pool: &PgPool, settlements: &[Settlement]) -> Result<Vec<Settled>, sqlx::Error> {
+    on_connection(pool, async |connection| {
+        let keys = ordering::finished_keys(settlements);
+        if keys.is_empty() {
+            return kill_point_in!("worker.in_settle", write(connection, settlements)).await;
+        }
+        let mut transaction = connection.begin().await?;
+        ordering::lock(&mut transaction, &keys).await?;
+        let settled = write(&mut transaction, settlements).await?;
+        ordering::release_next(&mut transaction, &keys).await?;
+        kill_point_in!("worker.in_ordered_settle", transaction.commit()).await?;
+        Ok(settled)
+    })
+    .await
+}
+
+async fn write(connection: &mut PgConnection, settlements: &[Settlement]) -> Result<Vec<Settled>, sqlx::Error> {
     let job_ids: Vec<Uuid> = settlements.iter().map(|it| it.job_id).collect();
     let attempts: Vec<i32> = settlements.iter().map(|it| it.attempt).collect();
     let statuses: Vec<&str> = settlements.iter().map(|it| it.status.as_str()).collect();
@@ -69,7 +87,7 @@ pub async fn settle(pool: &PgPool, settlements: &[Settlement]) -> Result<Vec<Set
     let outcomes: Vec<&str> = settlements.iter().map(|it| it.outcome.as_str()).collect();
     let errors: Vec<&str> = settlements.iter().map(|it| it.error.as_str()).collect();
     let excerpts: Vec<&str> = settlements.iter().map(|it| it.response_excerpt.as_str()).collect();
-    let statement = sqlx::query_as!(
+    sqlx::query_as!(
         Settled,
         r#"-- settle_attempts
         WITH result AS (
@@ -94,7 +112,8 @@ pub async fn settle(pool: &PgPool, settlements: &[Settlement]) -> Result<Vec<Set
             FROM settled JOIN result USING (job_id, attempt)
         ), rearmed AS (
             UPDATE outbox AS alarm
-            SET attempt = settled.attempt, due_at = settled.retry_at, published_at = NULL, message_id = gen_random_uuid()
+            SET attempt = settled.attempt, due_at = settled.retry_at, published_at = NULL, message_id = gen_random_uuid(),
+                released = false
             FROM settled WHERE alarm.id = settled.outbox_id AND settled.status = 'pending'
             RETURNING alarm.id
         ), deleted AS (
@@ -116,7 +135,7 @@ pub async fn settle(pool: &PgPool, settlements: &[Settlement]) -> Result<Vec<Set
         &outcomes as _,
         &errors as _,
         &excerpts as _,
-    );
-    on_connection(pool, async |connection| kill_point_in!("worker.in_settle", statement.fetch_all(connection)).await)
-        .await
+    )
+    .fetch_all(connection)
+    .await
 }

@@ -59,6 +59,13 @@ pub enum TargetError {
     PrivateNetwork,
 }
 
+/// The destination of a URL: what shares limits and a circuit breaker, as `scheme://host:port` without a
+/// default port.
+#[must_use]
+pub fn destination(url: &Url) -> String {
+    url.origin().ascii_serialization()
+}
+
 impl TargetPolicy {
     /// A policy that allows these networks besides the public ones.
     #[must_use]
@@ -205,6 +212,16 @@ mod tests {
         ] {
             assert!(TargetPolicy::default().check_url(url).is_ok(), "{url}");
         }
+    }
+
+    #[test]
+    fn a_destination_is_the_same_in_every_spelling() {
+        for url in ["https://example.com", "HTTPS://EXAMPLE.com:443/a?b", "https://ex%61mple.com/c"] {
+            let url = TargetPolicy::default().check_url(url).expect(url);
+            assert_eq!(destination(&url), "https://example.com");
+        }
+        let url = TargetPolicy::default().check_url("http://example.com:8080/").expect("it is public");
+        assert_eq!(destination(&url), "http://example.com:8080");
     }
 
     #[test]

@@ -49,6 +49,9 @@ pub(crate) struct PublishConfig {
     /// Seconds after which a published message whose job did not move is taken as lost and published again.
     #[arg(long, env, default_value_t = 900, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     republish_interval_sec: u64,
+    /// Webhooks a second that are set free for a destination that recovers, at the most.
+    #[arg(long, env, default_value_t = 4_000, value_parser = clap::value_parser!(i32).range(1..=100_000))]
+    pub destination_drain_limit: i32,
 }
 
 impl PublishConfig {

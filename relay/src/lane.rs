@@ -1,15 +1,15 @@
 //! A lane: one connection to Postgres, one to RabbitMQ, and the loop that moves rows from the one to the
 //! other. It reconnects whichever is lost and keeps the other.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use outbox::backoff::Backoff;
 use outbox::batch::Pace;
 use outbox::database::DatabaseError;
-use outbox::due;
 use outbox::kill_point;
 use outbox::topology::BrokerError;
-use tokio::time::{sleep, sleep_until, timeout};
+use outbox::{destination, due};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -28,6 +28,14 @@ const TURN_SPACING: Duration = Duration::from_millis(4);
 
 /// How soon to look again whether workers have shortened a queue that was too long.
 const FULL_QUEUE_WAIT: Duration = Duration::from_millis(100);
+
+/// Between two looks at the destinations whose time has come.
+const RELEASE_SPACING: Duration = Duration::from_millis(100);
+
+/// Between two looks at all that is due, and how late a row's commit may come to be seen by those in
+/// between: it was due from the beginning of its transaction.
+const FULL_LOOK: Duration = Duration::from_secs(1);
+const LATE_COMMIT: Duration = Duration::from_millis(250);
 
 /// Rows made due in one statement when the broker was wiped.
 const REWIND_BATCH: i64 = 1_000;
@@ -49,7 +57,35 @@ pub(crate) struct Lane {
     publisher: Option<Publisher>,
     backoff: Backoff,
     pace: Pace,
+    releases: Pace,
+    look: Look,
     announced: bool,
+}
+
+/// How far back a lane looks for what is due.
+///
+/// Rows that were published leave dead index entries behind, which are skipped one by one for as long as a
+/// transaction is open anywhere that could still see them. So most turns begin where the last one ended, and
+/// only one in [`FULL_LOOK`] reads the index from its beginning.
+#[derive(Default)]
+struct Look {
+    full: Option<Instant>,
+    last: Option<SystemTime>,
+}
+
+impl Look {
+    /// `None` for all.
+    fn since(&mut self) -> Option<SystemTime> {
+        if self.full.is_none_or(|full| full.elapsed() >= FULL_LOOK) {
+            self.full = Some(Instant::now());
+            return None;
+        }
+        self.last.map(|last| last - LATE_COMMIT)
+    }
+
+    fn saw(&mut self, last: Option<SystemTime>) {
+        self.last = last.or(self.last);
+    }
 }
 
 /// What to do after a turn.
@@ -86,7 +122,19 @@ impl From<tokio_postgres::Error> for Lost {
 impl Lane {
     pub(crate) fn new(config: Config, notified: Notified, stop: CancellationToken) -> Self {
         let (backoff, pace) = (Backoff::reconnect(), Pace::new(TURN_SPACING));
-        Self { config, notified, stop, database: None, publisher: None, backoff, pace, announced: false }
+        let releases = Pace::new(RELEASE_SPACING);
+        Self {
+            config,
+            notified,
+            stop,
+            database: None,
+            publisher: None,
+            backoff,
+            pace,
+            releases,
+            look: Look::default(),
+            announced: false,
+        }
     }
 
     /// Publishes until it is asked to stop.
@@ -121,7 +169,13 @@ impl Lane {
         if room == 0 {
             return Ok(Next::QueueFull);
         }
-        let turn = publish_due(database, publisher, room, config).await?;
+        if self.releases.next() <= Instant::now() {
+            self.releases.start();
+            let released = destination::release(&*database, config.destination_drain_limit).await?;
+            metrics::counter!("outhook_relay_released_total").increment(released);
+        }
+        let turn = publish_due(database, publisher, room, self.look.since(), config).await?;
+        self.look.saw(turn.last);
         if turn.all_refused {
             return Ok(Next::Refused);
         }

@@ -1,11 +1,14 @@
 //! One turn of a lane: claim → publish → confirm → mark.
 
-use std::time::Duration;
+use std::collections::HashSet;
+use std::time::{Duration, SystemTime};
 
 use outbox::database::DatabaseError;
+use outbox::destination::{self, LOOK_AGAIN};
 use outbox::due::{self, DueRow};
+use outbox::ordering;
 use outbox::{kill_point, kill_point_in};
-use tokio_postgres::Client;
+use tokio_postgres::{Client, GenericClient};
 use tracing::{debug, warn};
 
 use crate::config::PublishConfig;
@@ -15,29 +18,37 @@ use crate::publisher::{Answer, Publisher};
 /// backoff comes on top: after a failure it reconnects first.
 const REFUSED_DELAY: Duration = Duration::from_millis(500);
 
+/// Wait before a row is looked at again whose ordering key somebody else has locked for a moment.
+const BUSY_DELAY: Duration = Duration::from_millis(50);
+
 /// What a turn did.
 pub(crate) struct Turn {
     /// Rows that were claimed; as many as asked for means that there may be more.
     pub claimed: usize,
+    /// Since when the last of them was due.
+    pub last: Option<SystemTime>,
     /// Whether the broker took none of what was published.
     pub all_refused: bool,
 }
 
-/// Publishes up to `limit` rows that are due. A crash at any point frees the rows as they were.
+/// Publishes up to `limit` rows that are due, `since` then if it says so. A crash at any point frees the rows as they were.
 pub(crate) async fn publish_due(
     client: &mut Client,
     publisher: &mut Publisher,
     limit: u32,
+    since: Option<SystemTime>,
     config: &PublishConfig,
 ) -> Result<Turn, DatabaseError> {
     let transaction = client.transaction().await?;
-    let claimed = due::claim_due(&transaction, limit.into()).await?;
-    if claimed.is_empty() {
-        return Ok(Turn { claimed: 0, all_refused: false });
-    }
+    let claimed = due::claim_due(&transaction, limit.into(), since).await?;
+    let Some(last) = claimed.last().map(|row| row.due_at) else {
+        return Ok(Turn { claimed: 0, last: None, all_refused: false });
+    };
     kill_point!("relay.after_claim");
     let turn_size = claimed.len();
     let rows = due::put_right(&transaction, claimed).await?;
+    let rows = hold_back(&transaction, rows).await?;
+    let rows = keep_order(&transaction, rows).await?;
     let answers = publisher.publish(&rows).await;
 
     kill_point!("relay.before_mark");
@@ -58,7 +69,31 @@ pub(crate) async fn publish_due(
     }
     debug!(claimed = turn_size, confirmed = confirmed.len(), others = others.len(), "published");
     let all_refused = confirmed.is_empty() && !others.is_empty();
-    Ok(Turn { claimed: turn_size, all_refused })
+    Ok(Turn { claimed: turn_size, last: Some(last), all_refused })
+}
+
+/// Holds the rows whose destinations are sick or limited; returns the others.
+async fn hold_back(transaction: &impl GenericClient, rows: Vec<DueRow>) -> Result<Vec<DueRow>, DatabaseError> {
+    let (held, rows): (Vec<DueRow>, Vec<DueRow>) = rows.into_iter().partition(|row| row.is_held);
+    if !held.is_empty() {
+        destination::hold(transaction, &held.iter().map(DueRow::id).collect::<Vec<_>>()).await?;
+        metrics::counter!("outhook_relay_held_total").increment(held.len() as u64);
+    }
+    Ok(rows)
+}
+
+/// Leaves rows whose turn in their ordering key has not come; returns the others.
+async fn keep_order(transaction: &impl GenericClient, rows: Vec<DueRow>) -> Result<Vec<DueRow>, DatabaseError> {
+    let turns = ordering::take_turns(transaction, &rows).await?;
+    if !turns.waiting.is_empty() {
+        ordering::wait_for_turn(transaction, &turns.waiting, LOOK_AGAIN).await?;
+        metrics::counter!("outhook_relay_waiting_for_turn_total").increment(turns.waiting.len() as u64);
+    }
+    if !turns.busy.is_empty() {
+        due::push_back(transaction, &turns.busy, BUSY_DELAY).await?;
+    }
+    let left: HashSet<i64> = turns.waiting.into_iter().chain(turns.busy).collect();
+    Ok(rows.into_iter().filter(|row| !left.contains(&row.id())).collect())
 }
 
 /// The ids of the confirmed rows, and those of the others.

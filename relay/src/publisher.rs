@@ -173,6 +173,8 @@ async fn log_blocking(mut events: impl futures_util::Stream<Item = Event> + Unpi
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use outbox::message::Message;
     use uuid::Uuid;
 
@@ -180,7 +182,14 @@ mod tests {
 
     fn row(id: u128) -> DueRow {
         let message = Message::new(Uuid::from_u128(id), 0, 1, None);
-        DueRow { message_id: Uuid::from_u128(id), rings_again: false, message }
+        DueRow {
+            message_id: Uuid::from_u128(id),
+            rings_again: false,
+            is_held: false,
+            ordering_key: None,
+            due_at: SystemTime::UNIX_EPOCH,
+            message,
+        }
     }
 
     #[test]

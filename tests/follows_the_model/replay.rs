@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use outbox::cancel::{Cancellation, cancel};
-use outbox::claim::{Claimed, Standing, claim, look_up, recover_claim, ring_later};
+use outbox::claim::{Claimed, Lease, Standing, claim, look_up, recover_claim, ring_later};
 use outbox::due;
 use outbox::enqueue::{Accepted, NewJob, accept};
 use outbox::job::{Status, Verdict};
@@ -19,6 +19,9 @@ use super::steps::Model;
 
 /// Longer than any case, and so is every other wait: time moves only in steps.
 pub const LONG: Duration = Duration::from_hours(1);
+
+/// One that does not end by itself.
+const LEASE: Lease = Lease { timeout: LONG, margin: Duration::ZERO };
 
 /// One case under way.
 pub struct Replay {
@@ -103,10 +106,13 @@ impl Replay {
         let job = NewJob {
             id,
             client_url: "http://127.0.0.1/".to_owned(),
+            destination: "http://127.0.0.1".to_owned(),
             payload: "{}".to_owned(),
             headers: serde_json::Map::new(),
             deliver_at: scheduled.then(|| outbox::clock::now() + LONG),
             max_attempts: Some(max_attempts),
+            timeout_ms: None,
+            ordering_key: None,
             idempotency: None,
             traceparent: None,
         };
@@ -119,7 +125,7 @@ impl Replay {
     pub async fn relay_publishes(&mut self, arrives: bool) {
         let relay = &self.ground.relay;
         relay.batch_execute("BEGIN").await.expect("a transaction begins");
-        let claimed = due::claim_due(relay, 1_000).await.expect("rows are claimed");
+        let claimed = due::claim_due(relay, 1_000, None).await.expect("rows are claimed");
         let mut rows = due::put_right(relay, claimed).await.expect("rows are put right");
         rows.sort_by_key(|row| self.place(row.message.job_id));
         self.turn = rows.iter().map(due::DueRow::id).collect();
@@ -146,10 +152,10 @@ impl Replay {
         places.iter().rev().for_each(|place| drop(self.broker.remove(*place)));
         self.claims += 1;
         let (pool, name) = (&self.ground.pool, format!("{worker}#{}", self.claims));
-        let mut claimed = claim(pool, &messages, &name, LONG).await.expect("jobs are claimed");
+        let mut claimed = claim(pool, &messages, &name, LEASE).await.expect("jobs are claimed");
         if answer_lost {
             let known: Vec<Uuid> = claimed.iter().map(|job| job.job_id).collect();
-            claimed = recover_claim(pool, &messages, &name, LONG).await.expect("jobs are found again");
+            claimed = recover_claim(pool, &messages, &name, LEASE).await.expect("jobs are found again");
             assert_eq!(claimed.len(), known.len());
             assert!(claimed.iter().all(|job| known.contains(&job.job_id)), "not what was claimed: {claimed:?}");
         }

@@ -53,5 +53,7 @@ pub(crate) fn common(
         ("MAX_RETRIES", text("5")),
         ("BACKOFF_BASE_MS", text("50")),
         ("BACKOFF_MAX_SEC", text("1")),
+        ("BREAKER_COOLDOWN_SEC", text("1")),
+        ("BREAKER_COOLDOWN_MAX_SEC", text("1")),
     ])
 }

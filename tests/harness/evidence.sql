@@ -69,9 +69,11 @@ WHERE received.status BETWEEN 200 AND 299
 GROUP BY received.job_id
 HAVING count(DISTINCT received.sequence) - 1 > count(DISTINCT record.attempt);
 
--- P1: one publication is recorded for an attempt, unless its row rang again
+-- P1: one publication is recorded for an attempt, unless its row rang again or a worker gave its message back untried
 SELECT format('outbox row %s of job %s, attempt %s: %s first publications were recorded', outbox_id, job_id, attempt, count(*))
-FROM harness.publications WHERE NOT rang_again GROUP BY outbox_id, job_id, attempt HAVING count(*) > 1;
+FROM harness.publications AS publication WHERE NOT rang_again GROUP BY outbox_id, job_id, attempt
+HAVING count(*) > 1 + (SELECT count(*) FROM harness.withdrawals AS withdrawal
+                       WHERE (withdrawal.outbox_id, withdrawal.attempt) = (publication.outbox_id, publication.attempt));
 
 -- P2: the message of an attempt has one id, however often it was published
 SELECT format('outbox row %s of job %s, attempt %s was published as %s', outbox_id, job_id, attempt, string_agg(DISTINCT message_id::text, ', '))

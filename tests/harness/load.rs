@@ -37,6 +37,18 @@ impl Burst {
     /// Starts to post `count` webhooks over `connections` at once.
     #[must_use]
     pub fn start(client: &Client, client_url: &str, count: usize, connections: usize) -> Self {
+        Self::start_with(client, client_url, count, connections, "")
+    }
+
+    /// The same with more fields: JSON text that begins with a comma.
+    #[must_use]
+    pub fn start_with(
+        client: &Client,
+        client_url: &str,
+        count: usize,
+        connections: usize,
+        fields: &'static str,
+    ) -> Self {
         let (answered, watched) = watch::channel(0);
         let next = Arc::new(AtomicUsize::new(0));
         let mut senders = JoinSet::new();
@@ -50,7 +62,7 @@ impl Burst {
                     if number >= count {
                         return outcome;
                     }
-                    post(&client, &url, number, &mut outcome).await;
+                    post(&client, &url, fields, number, &mut outcome).await;
                     answered.send_modify(|answered| *answered += 1);
                 }
             });
@@ -98,7 +110,7 @@ impl Flow {
                     if stop.run_until_cancelled(sleep_until(turn)).await.is_none() {
                         return outcome;
                     }
-                    post(&client, &urls[number % urls.len()], number, &mut outcome).await;
+                    post(&client, &urls[number % urls.len()], "", number, &mut outcome).await;
                 }
             });
         }
@@ -121,9 +133,9 @@ async fn sum(senders: JoinSet<Outcome>) -> Outcome {
     })
 }
 
-async fn post(client: &Client, url: &str, number: usize, outcome: &mut Outcome) {
+async fn post(client: &Client, url: &str, fields: &str, number: usize, outcome: &mut Outcome) {
     let payload = format!("{{\"number\": {number}}}");
-    let body = body(&payload, url, "");
+    let body = body(&payload, url, fields);
     loop {
         let request = client.request(body.clone()).header("Idempotency-Key", format!("burst-{number}"));
         match send(request).await {

@@ -48,6 +48,25 @@ CREATE TRIGGER harness_log_publication AFTER UPDATE ON outbox
     FOR EACH ROW WHEN (NEW.published_at IS DISTINCT FROM OLD.published_at AND NEW.published_at IS NOT NULL)
     EXECUTE FUNCTION harness.log_publication();
 
+-- Messages that a worker gave back untried, for the sake of other destinations: their rows are to be published
+-- anew.
+CREATE TABLE harness.withdrawals (
+    at          timestamptz NOT NULL DEFAULT clock_timestamp(),
+    outbox_id   bigint      NOT NULL,
+    attempt     integer     NOT NULL
+);
+
+CREATE FUNCTION harness.log_withdrawal() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO harness.withdrawals (outbox_id, attempt) VALUES (NEW.id, NEW.attempt);
+    RETURN NULL;
+END;
+$$;
+
+CREATE TRIGGER harness_log_withdrawal AFTER UPDATE ON outbox
+    FOR EACH ROW WHEN (OLD.published_at IS NOT NULL AND NEW.published_at IS NULL AND NEW.attempt = OLD.attempt)
+    EXECUTE FUNCTION harness.log_withdrawal();
+
 -- What was answered with 202, and the bytes that must arrive (NULL: not known to the test).
 CREATE TABLE harness.accepted (
     job_id  uuid PRIMARY KEY,

@@ -3,13 +3,17 @@
 use std::time::Duration;
 
 use clap::Parser;
+use outbox::claim::Lease;
 use outbox::database::DatabaseConfig;
+use outbox::destination::CoolDown;
 use outbox::retry::RetryPolicy;
 use outbox::shutdown::ShutdownConfig;
 use outbox::target::TargetPolicy;
 use outbox::telemetry::{LogConfig, MetricsConfig};
 use outbox::topology::BrokerConfig;
 
+use crate::intake::Bounds;
+use crate::outcome::AnswerPolicy;
 use crate::signature::SigningKeys;
 
 /// Claims jobs as their messages come, posts them to their URLs and records what happened.
@@ -26,6 +30,10 @@ pub struct Config {
     pub(crate) delivery: DeliveryConfig,
     #[command(flatten)]
     pub(crate) retry: RetryPolicy,
+    #[command(flatten)]
+    pub(crate) answers: AnswerPolicy,
+    #[command(flatten)]
+    pub(crate) fairness: FairnessConfig,
     #[command(flatten)]
     pub(crate) targets: TargetPolicy,
     #[command(flatten)]
@@ -57,6 +65,45 @@ pub(crate) struct DeliveryConfig {
     pub response_excerpt_bytes: u32,
 }
 
+/// How destinations are kept from each other's way.
+#[derive(clap::Args, Clone, Debug)]
+#[command(next_help_heading = "Fairness")]
+pub(crate) struct FairnessConfig {
+    /// Requests under way at once for one destination, at the most. It never gets more than there are slots left
+    /// for others either, so that one alone has half of them.
+    #[arg(long, env, default_value_t = 10_000, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    destination_concurrency: u16,
+    /// Failures in a row of one destination, as one worker sees them, that open its circuit breaker: no answer,
+    /// or a status of 500 or above.
+    #[arg(long, env, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    breaker_failures: u32,
+    /// Seconds until an open breaker lets one webhook through to see; doubled each time that fails.
+    #[arg(long, env, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    breaker_cooldown_sec: u64,
+    /// Longest such time, in seconds.
+    #[arg(long, env, default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    breaker_cooldown_max_sec: u64,
+}
+
+impl FairnessConfig {
+    pub(crate) fn cool_down(&self) -> CoolDown {
+        CoolDown {
+            base: Duration::from_secs(self.breaker_cooldown_sec),
+            max: Duration::from_secs(self.breaker_cooldown_max_sec.max(self.breaker_cooldown_sec)),
+        }
+    }
+}
+
+impl Config {
+    pub(crate) fn bounds(&self) -> Bounds {
+        Bounds {
+            slots: self.delivery.worker_concurrency.into(),
+            per_destination: self.fairness.destination_concurrency.into(),
+            breaker_failures: self.fairness.breaker_failures,
+        }
+    }
+}
+
 /// What a lease is longer than an attempt: time to wait for the settlement's turn and its commit.
 const LEASE_MARGIN: Duration = Duration::from_secs(5);
 
@@ -66,8 +113,8 @@ impl DeliveryConfig {
     }
 
     /// For how long a claim owns its job.
-    pub(crate) fn lease(&self) -> Duration {
-        self.timeout() + LEASE_MARGIN
+    pub(crate) const fn lease(&self) -> Lease {
+        Lease { timeout: self.timeout(), margin: LEASE_MARGIN }
     }
 
     /// Messages that RabbitMQ hands out ahead: one under way and one at hand for each slot.

@@ -20,18 +20,20 @@ use lapin::{Channel, Connection, Consumer};
 use outbox::backoff::Backoff;
 use outbox::batch::Pace;
 use outbox::claim::{self, Claimed, Standing};
+use outbox::destination;
 use outbox::job::Status;
 use outbox::kill_point;
 use outbox::message::Message;
 use outbox::topology::{BrokerError, is_internal_error, within};
-use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
 use crate::Worker;
 use crate::deliver::deliver;
+use crate::intake::{self, Held, Intake, Progress};
 use crate::outcome::settlement_of_lost;
 
 const CONSUMER_TAG: &str = "outhook-worker";
@@ -45,6 +47,9 @@ const CLAIM_BATCH: usize = 200;
 /// Between the starts of two claims, while there is room in the batch: larger batches cost Postgres less a job.
 /// A message after a pause of this length waits for nothing.
 const CLAIM_SPACING: Duration = Duration::from_millis(5);
+
+/// How soon to look again at what waits for a slot.
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The worker was asked to stop. The channel is still up, for the acks of what is under way: dropped,
 /// it would close.
@@ -78,33 +83,39 @@ impl ConsumeError {
     }
 }
 
-/// A message and the right to answer for it.
-struct Received {
-    message: Message,
-    delivery: Delivery,
+type Received = intake::Received<Delivery>;
+
+/// What a consumer leaves to the next one when its connection is lost: the deliveries under way go on.
+pub(crate) struct Desk {
+    pub intake: Intake<Delivery>,
+    /// What becomes of the deliveries: there is room for both words on each slot.
+    pub progress: mpsc::Receiver<Progress>,
 }
 
 /// Consumes until `stop`, or until the connection is lost.
 pub(crate) async fn consume(
     worker: &Arc<Worker>,
+    desk: &mut Desk,
     stop: &CancellationToken,
     backoff: &mut Backoff,
 ) -> Result<Stopped, ConsumeError> {
     let Some(opened) = until(stop, open(worker)).await else { return Err(ConsumeError::Ended) };
     let (connection, channel, mut consumer) = opened?;
     backoff.reset();
+    // Messages of the connection before; they come again.
+    desk.intake.clear();
     info!(worker = worker.name, "ready: consuming");
     let mut pace = Pace::new(CLAIM_SPACING);
-    loop {
-        let Some(slot) = until(stop, Arc::clone(&worker.slots).acquire_owned()).await else { break };
-        let slot = slot.expect("the semaphore is never closed");
-        let Some(first) = until(stop, consumer.next()).await else { break };
-        let first = first.ok_or(ConsumeError::Ended)??;
-        let (batch, slots) = gather(worker, first, slot, &mut consumer, pace.next()).await?;
-        pace.start();
-        process(worker, batch, slots, stop).await;
+    while let Some(gathered) = until(stop, gather(worker, desk, &mut consumer, pace.next())).await {
+        gathered?;
+        hold(worker, &mut desk.intake).await;
+        let batch = desk.intake.start(CLAIM_BATCH);
+        if !batch.is_empty() {
+            pace.start();
+            process(worker, &mut desk.intake, batch, stop).await;
+        }
     }
-    release_rest(&channel, consumer).await;
+    release_rest(&channel, consumer, desk.intake.clear()).await;
     Ok(Stopped { connection, channel })
 }
 
@@ -131,49 +142,104 @@ async fn until<T>(stop: &CancellationToken, value: impl Future<Output = T>) -> O
     stop.run_until_cancelled(value).await
 }
 
-/// The first delivery and whatever else is at hand or comes `until` then, as far as there are free slots: what
-/// is claimed is under way at once, and no lease runs out in a queue.
-async fn gather(
+/// Takes in what happens first, a message or the end of a delivery, and whatever else is at hand or comes
+/// `until` then, as far as it can be started: what is claimed is under way at once, and no lease runs out in
+/// a queue.
+async fn gather(worker: &Worker, desk: &mut Desk, consumer: &mut Consumer, until: Instant) -> Result<(), ConsumeError> {
+    // What waits already is looked at again soon, for it may wait for too long.
+    let look_again = (desk.intake.waiting() > 0).then(|| Instant::now() + LOOK_INTERVAL);
+    take_one(worker, desk, consumer, look_again).await?;
+    while desk.intake.startable() < CLAIM_BATCH && take_one(worker, desk, consumer, Some(until)).await? {}
+    Ok(())
+}
+
+/// Takes in one thing. Returns whether there was one in time.
+async fn take_one(
     worker: &Worker,
-    first: Delivery,
-    slot: OwnedSemaphorePermit,
+    desk: &mut Desk,
     consumer: &mut Consumer,
-    until: Instant,
-) -> Result<(Vec<Delivery>, Vec<OwnedSemaphorePermit>), ConsumeError> {
-    let (mut batch, mut slots) = (vec![first], vec![slot]);
-    while batch.len() < CLAIM_BATCH {
-        let Ok(slot) = Arc::clone(&worker.slots).try_acquire_owned() else { break };
+    until: Option<Instant>,
+) -> Result<bool, ConsumeError> {
+    let has_room = desk.intake.has_room();
+    tokio::select! {
         // What is at hand is taken also when the time is over.
-        match timeout_at(until, consumer.next()).await {
-            Ok(Some(delivery)) => batch.push(delivery?),
-            Ok(None) => return Err(ConsumeError::Ended),
-            Err(_) => break,
+        biased;
+        Some(progress) = desk.progress.recv() => {
+            if let Some((destination, report)) = desk.intake.note(progress, Instant::now()) {
+                worker.reporter.report(destination, report);
+            }
         }
-        slots.push(slot);
+        delivery = consumer.next(), if has_room => {
+            let delivery = delivery.ok_or(ConsumeError::Ended)??;
+            if let Some(received) = read(delivery).await {
+                desk.intake.push(received, Instant::now());
+            }
+        }
+        () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => return Ok(false),
     }
-    Ok((batch, slots))
+    Ok(true)
+}
+
+/// Decodes a message; one that cannot be read is dead-lettered.
+async fn read(delivery: Delivery) -> Option<Received> {
+    match Message::decode(&delivery.data) {
+        Ok(message) => Some(Received { message, delivery }),
+        Err(error) => {
+            warn!(%error, "poison: a message that cannot be read goes to the dead-letter queue");
+            metrics::counter!("outhook_worker_poison_total").increment(1);
+            answer(delivery.acker.reject(BasicRejectOptions { requeue: false })).await;
+            None
+        }
+    }
+}
+
+/// Holds what must make way for others: it waits in Postgres, and costs no attempt.
+async fn hold(worker: &Worker, intake: &mut Intake<Delivery>) {
+    if intake.waiting() == 0 {
+        return;
+    }
+    let Held { messages: held, reports } = intake.hold(Instant::now());
+    for (destination, report) in reports {
+        worker.reporter.report(destination, report);
+    }
+    if held.is_empty() {
+        return;
+    }
+    metrics::counter!("outhook_worker_held_total").increment(held.len() as u64);
+    let (messages, deliveries): (Vec<Message>, Vec<Delivery>) =
+        held.into_iter().map(|it| (it.message, it.delivery)).unzip();
+    match destination::hold_published(&worker.pool, &messages).await {
+        Ok(()) => {
+            kill_point!("worker.after_hold");
+            join_all(deliveries.iter().map(ack)).await;
+        }
+        Err(error) => {
+            warn!(%error, "cannot hold jobs; RabbitMQ keeps their messages");
+            release_all(deliveries).await;
+        }
+    }
 }
 
 /// Claims the batch, starts the deliveries, and answers for the rest.
 async fn process(
     worker: &Arc<Worker>,
-    batch: Vec<Delivery>,
-    mut slots: Vec<OwnedSemaphorePermit>,
+    intake: &mut Intake<Delivery>,
+    mut received: Vec<Received>,
     stop: &CancellationToken,
 ) {
-    let mut received = read(batch).await;
     let messages: Vec<Message> = received.iter().map(|it| it.message.clone()).collect();
     kill_point!("worker.before_claim");
     let claimed = claim_all(worker, &messages, stop).await;
     kill_point!("worker.after_claim");
     metrics::histogram!("outhook_worker_claim_batch_size").record(u32::try_from(received.len()).unwrap_or(u32::MAX));
     for job in claimed {
-        let slot = slots.pop().expect("a slot was taken for each delivery");
         // The claim raised the attempt by one; a stale message of the same job is not the one.
         let position =
             received.iter().position(|it| (it.message.job_id, it.message.attempt + 1) == (job.job_id, job.attempt));
-        let received = received.swap_remove(position.expect("only what was asked for is claimed"));
-        start(worker, job, received, slot);
+        start(worker, job, received.swap_remove(position.expect("only what was asked for is claimed")));
+    }
+    for refused in &received {
+        intake.give_back(&refused.message.destination, Instant::now());
     }
     refuse(worker, received, stop).await;
 }
@@ -212,34 +278,16 @@ async fn claim_all(worker: &Worker, messages: &[Message], stop: &CancellationTok
     claimed
 }
 
-/// Decodes the batch; what cannot be read is dead-lettered.
-async fn read(batch: Vec<Delivery>) -> Vec<Received> {
-    let (mut received, mut poison) = (Vec::with_capacity(batch.len()), Vec::new());
-    for delivery in batch {
-        match Message::decode(&delivery.data) {
-            Ok(message) => received.push(Received { message, delivery }),
-            Err(error) => {
-                warn!(%error, "poison: a message that cannot be read goes to the dead-letter queue");
-                metrics::counter!("outhook_worker_poison_total").increment(1);
-                poison.push(delivery);
-            }
-        }
-    }
-    let reject = |delivery: Delivery| async move {
-        answer(delivery.acker.reject(BasicRejectOptions { requeue: false })).await;
-    };
-    join_all(poison.into_iter().map(reject)).await;
-    received
-}
-
-fn start(worker: &Arc<Worker>, job: Claimed, received: Received, slot: OwnedSemaphorePermit) {
+fn start(worker: &Arc<Worker>, job: Claimed, received: Received) {
     let worker = Arc::clone(worker);
     worker.deliveries.clone().spawn(async move {
-        let done = deliver(&worker, job, received.message.traceparent).await;
-        drop(slot);
-        if done {
+        let Received { message, delivery } = received;
+        let is_recorded = deliver(&worker, job, message).await;
+        // There is room; nobody listens any more when the worker stops.
+        let _ = worker.progress.try_send(Progress::Recorded);
+        if is_recorded {
             kill_point!("worker.before_ack");
-            ack(&received.delivery).await;
+            ack(&delivery).await;
             kill_point!("worker.after_ack");
         }
     });
@@ -349,7 +397,7 @@ async fn answer(sent: impl Future<Output = Result<bool, lapin::Error>>) {
 }
 
 /// Stops the flow of messages and gives back those that were handed out ahead, for other workers.
-async fn release_rest(channel: &Channel, mut consumer: Consumer) {
+async fn release_rest(channel: &Channel, mut consumer: Consumer, waiting: Vec<Received>) {
     let cancelled = channel.basic_cancel(CONSUMER_TAG.into(), BasicCancelOptions::default());
     if let Err(error) = within("the cancel", cancelled).await {
         debug!(%error, "could not cancel the consumer; its messages come back with the connection's end");
@@ -357,5 +405,5 @@ async fn release_rest(channel: &Channel, mut consumer: Consumer) {
     }
     // Everything that was sent before the answer is at hand.
     let rest = std::iter::from_fn(|| consumer.next().now_or_never()??.ok());
-    release_all(rest).await;
+    release_all(rest.chain(waiting.into_iter().map(|it| it.delivery))).await;
 }

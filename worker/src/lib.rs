@@ -6,10 +6,13 @@
 mod config;
 mod consumer;
 mod deliver;
+mod intake;
 mod outcome;
+mod reporter;
 mod sender;
 mod settler;
 mod signature;
+mod status_set;
 mod target_guard;
 
 use std::sync::Arc;
@@ -19,7 +22,7 @@ use std::time::{Duration, Instant};
 use outbox::backoff::Backoff;
 use outbox::notify::Notifier;
 use sqlx::PgPool;
-use tokio::sync::Semaphore;
+use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -27,12 +30,14 @@ use tracing::{info, warn};
 
 pub use config::Config;
 
-use crate::consumer::Stopped;
+use crate::consumer::{Desk, Stopped};
+use crate::intake::{Intake, Progress};
+use crate::reporter::Reporter;
 use crate::sender::Sender;
 use crate::settler::Settler;
 
-/// Connections to Postgres: one for claims, two for settlements, one for what was refused.
-const DATABASE_CONNECTIONS: u32 = 4;
+/// Connections to Postgres: one for claims, two for settlements, one for what was refused, one for reports.
+const DATABASE_CONNECTIONS: u32 = 5;
 
 /// A pool that is exhausted for longer is as good as a database that is away.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -54,8 +59,9 @@ pub(crate) struct Worker {
     settler: Settler,
     /// Batches claimed so far.
     claims: AtomicU64,
-    /// A slot for each request under way.
-    slots: Arc<Semaphore>,
+    reporter: Reporter,
+    /// What becomes of the deliveries, for whoever gives out the slots.
+    progress: mpsc::Sender<Progress>,
     /// The deliveries under way.
     deliveries: TaskTracker,
     /// Ends the requests under way.
@@ -63,7 +69,7 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    fn start(config: Config) -> anyhow::Result<Arc<Self>> {
+    fn start(config: Config, progress: mpsc::Sender<Progress>) -> anyhow::Result<Arc<Self>> {
         let pool = config.database.pool("outhook-worker", DATABASE_CONNECTIONS, ACQUIRE_TIMEOUT);
         let notifier = Notifier::start(config.database.pool("outhook-worker notify", 1, ACQUIRE_TIMEOUT));
         let hostname = whoami::hostname().unwrap_or_else(|_| "worker".to_owned());
@@ -72,7 +78,8 @@ impl Worker {
             sender: Sender::new(&config.delivery, config.targets.clone())?,
             settler: Settler::start(pool.clone(), notifier, config.delivery.prefetch().into()),
             claims: AtomicU64::new(0),
-            slots: Arc::new(Semaphore::new(config.delivery.worker_concurrency.into())),
+            reporter: Reporter::start(pool.clone(), config.fairness.cool_down()),
+            progress,
             pool,
             deliveries: TaskTracker::new(),
             abort: CancellationToken::new(),
@@ -108,11 +115,14 @@ async fn delete_broken_queue(worker: &Worker) {
 /// The database's schema is not the one of this build.
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
     config.database.require_schema("outhook-worker", &stop).await?;
-    let worker = Worker::start(config)?;
+    let bounds = config.bounds();
+    let (sender, progress) = mpsc::channel(2 * bounds.slots);
+    let worker = Worker::start(config, sender)?;
+    let mut desk = Desk { intake: Intake::new(bounds), progress };
     let mut backoff = Backoff::reconnect();
     let mut broken_since: Option<Instant> = None;
     while !stop.is_cancelled() {
-        match consumer::consume(&worker, &stop, &mut backoff).await {
+        match consumer::consume(&worker, &mut desk, &stop, &mut backoff).await {
             Ok(Stopped { connection, channel }) => {
                 worker.drain().await;
                 drop(channel);

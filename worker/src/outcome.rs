@@ -9,18 +9,63 @@ use outbox::settle::Settlement;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc2822;
 
+use crate::intake::Finding;
 use crate::sender::{Answer, SendError};
+use crate::status_set::StatusSet;
 
 /// What came of a request.
 pub(crate) type Exchange = Result<Answer, SendError>;
 
-/// Only 2xx is success. 410 says that the endpoint is gone (Standard Webhooks), and a refused target
-/// stays refused; anything else may work next time.
-pub(crate) const fn verdict(exchange: &Exchange) -> Verdict {
+/// What answers mean, besides that only 2xx is success.
+#[derive(clap::Args, Clone, Debug)]
+#[command(next_help_heading = "Answers")]
+pub(crate) struct AnswerPolicy {
+    /// Statuses that end a job at once, as in `410,400-404,4xx`; any other that is not 2xx is tried again. 410 says
+    /// that the endpoint is gone.
+    #[arg(long, env, default_value = "410", value_parser = StatusSet::parse)]
+    pub final_statuses: StatusSet,
+    /// Statuses that slow the whole destination down, besides failing the attempt.
+    #[arg(long, env, default_value = "429,502-504", value_parser = StatusSet::parse)]
+    pub slow_down_statuses: StatusSet,
+}
+
+/// All that an outcome depends on besides the exchange.
+#[derive(Clone, Copy)]
+pub(crate) struct Policy<'a> {
+    pub retry: &'a RetryPolicy,
+    pub answers: &'a AnswerPolicy,
+}
+
+/// A refused target stays refused; what is not final may work next time.
+pub(crate) fn verdict(exchange: &Exchange, answers: &AnswerPolicy) -> Verdict {
     match exchange {
         Ok(Answer { status: 200..=299, .. }) => Verdict::Success,
-        Ok(Answer { status: 410, .. }) | Err(SendError::Target(_) | SendError::Headers(_)) => Verdict::GiveUp,
+        Ok(Answer { status, .. }) if answers.final_statuses.contains(*status) => Verdict::GiveUp,
+        Err(SendError::Target(_) | SendError::Headers(_)) => Verdict::GiveUp,
         Ok(_) | Err(_) => Verdict::TryAgain,
+    }
+}
+
+/// What an attempt says about its destination, rather than about its job.
+///
+/// Statuses below 500 are those of a receiver that is well: one of many endpoints behind one name must not
+/// stop the others.
+pub(crate) fn finding(
+    exchange: &Exchange,
+    longest_pause: Duration,
+    answers: &AnswerPolicy,
+    now: OffsetDateTime,
+) -> Option<Finding> {
+    match exchange {
+        Ok(Answer { status: 200..=299, .. }) => Some(Finding { failed: false, slow_down: None, error: String::new() }),
+        Ok(answer) => {
+            let asked = answer.retry_after.as_deref().and_then(|text| parse_retry_after(text, now)).unwrap_or_default();
+            let slow_down = answers.slow_down_statuses.contains(answer.status).then(|| asked.min(longest_pause));
+            Some(Finding { failed: answer.status >= 500, slow_down, error: http(exchange) })
+        }
+        // Nothing was sent, or nobody waited for the answer.
+        Err(SendError::Target(_) | SendError::Headers(_) | SendError::Stopped) => None,
+        Err(error) => Some(Finding { failed: true, slow_down: None, error: error.to_string() }),
     }
 }
 
@@ -32,11 +77,11 @@ pub(crate) fn settlement(
     worker: &str,
     exchange: &Exchange,
     duration: Duration,
-    policy: &RetryPolicy,
+    Policy { retry: policy, answers }: Policy<'_>,
     now: OffsetDateTime,
     random: f64,
 ) -> Settlement {
-    let status = after(verdict(exchange), job.retry_count, job.max_attempts, policy);
+    let status = after(verdict(exchange, answers), job.retry_count, job.max_attempts, policy);
     let (status_code, excerpt, retry_after) = match exchange {
         Ok(answer) => (Some(answer.status.into()), answer.excerpt.clone(), answer.retry_after.as_deref()),
         Err(_) => (None, String::new(), None),
@@ -47,6 +92,7 @@ pub(crate) fn settlement(
         attempt: job.attempt,
         status,
         retry_in: policy.delay(failed_attempts, retry_after.and_then(|text| parse_retry_after(text, now)), random),
+        ordering_key: job.ordering_key.clone(),
         worker: worker.to_owned(),
         started_at: job.started_at,
         duration_ms: Some(i32::try_from(duration.as_millis()).unwrap_or(i32::MAX)),
@@ -70,6 +116,7 @@ pub(crate) fn settlement_of_lost(standing: &Standing, policy: &RetryPolicy) -> S
         attempt: standing.attempt,
         status: after(Verdict::TryAgain, standing.retry_count, standing.max_attempts, policy),
         retry_in: Duration::ZERO,
+        ordering_key: standing.ordering_key.clone(),
         worker: standing.claimed_by.clone(),
         started_at: standing.started_at,
         duration_ms: None,
@@ -121,7 +168,18 @@ mod tests {
     const NOW: OffsetDateTime = datetime!(2026-01-01 12:00 UTC);
 
     fn policy() -> RetryPolicy {
-        RetryPolicy { max_retries: 3, backoff_base_ms: 1_000, backoff_max_sec: 60, retry_after_max_sec: 100 }
+        RetryPolicy {
+            max_retries: 3,
+            backoff_base_ms: 1_000,
+            backoff_max_sec: 60,
+            retry_after_max_sec: 100,
+            retry_schedule: None,
+        }
+    }
+
+    fn answers() -> AnswerPolicy {
+        let set = |text| StatusSet::parse(text).expect(text);
+        AnswerPolicy { final_statuses: set("410,42x"), slow_down_statuses: set("429,502-504") }
     }
 
     fn job(retry_count: i32, max_attempts: Option<i32>) -> Claimed {
@@ -130,6 +188,8 @@ mod tests {
             attempt: retry_count + 1,
             retry_count,
             max_attempts,
+            timeout_ms: None,
+            ordering_key: None,
             client_url: String::new(),
             payload: String::new(),
             headers: serde_json::json!({}),
@@ -144,7 +204,8 @@ mod tests {
     }
 
     fn settle(job: &Claimed, exchange: &Exchange) -> Settlement {
-        settlement(job, "w", exchange, Duration::from_millis(12), &policy(), NOW, 0.5)
+        let policy = Policy { retry: &policy(), answers: &answers() };
+        settlement(job, "w", exchange, Duration::from_millis(12), policy, NOW, 0.5)
     }
 
     #[test]
@@ -156,9 +217,15 @@ mod tests {
             (answer(301), Status::Pending, Outcome::Failed, "HTTP 301: redirects are not followed"),
             (answer(404), Status::Pending, Outcome::Failed, "HTTP 404"),
             (answer(410), Status::Failed, Outcome::Failed, "HTTP 410: the endpoint is gone"),
+            (answer(422), Status::Failed, Outcome::Failed, "HTTP 422"),
             (answer(500), Status::Pending, Outcome::Failed, "HTTP 500"),
             (answer(999), Status::Pending, Outcome::Failed, "HTTP 999"),
-            (Err(SendError::Timeout(10)), Status::Pending, Outcome::Failed, "no answer within 10 s"),
+            (
+                Err(SendError::Timeout(Duration::from_secs(10))),
+                Status::Pending,
+                Outcome::Failed,
+                "no answer within 10 s",
+            ),
             (Err(SendError::Stopped), Status::Pending, Outcome::Unknown, "the worker stopped before the answer came"),
             (
                 refused,
@@ -171,6 +238,24 @@ mod tests {
             assert_eq!((settlement.status, settlement.outcome), (status, outcome), "{exchange:?}");
             assert_eq!(settlement.error, error);
         }
+    }
+
+    #[test]
+    fn a_destination_is_judged_by_whether_it_works_and_not_by_whether_it_takes_a_webhook() {
+        let found = |exchange: &Exchange| {
+            finding(exchange, Duration::from_secs(100), &answers(), NOW).map(|it| (it.failed, it.slow_down))
+        };
+        assert_eq!(found(&answer(200)), Some((false, None)));
+        assert_eq!(found(&answer(404)), Some((false, None)));
+        assert_eq!(found(&answer(500)), Some((true, None)));
+        assert_eq!(found(&answer(503)), Some((true, Some(Duration::ZERO))));
+        let asking =
+            |text: &str| Ok(Answer { status: 429, retry_after: Some(text.to_owned()), excerpt: String::new() });
+        assert_eq!(found(&asking("30")), Some((false, Some(Duration::from_secs(30)))));
+        assert_eq!(found(&asking("1000000")), Some((false, Some(Duration::from_secs(100)))), "clamped");
+        assert_eq!(found(&Err(SendError::Timeout(Duration::from_secs(1)))), Some((true, None)));
+        assert_eq!(found(&Err(SendError::Stopped)), None);
+        assert_eq!(found(&Err(SendError::Target(TargetError::PortZero))), None);
     }
 
     #[test]
@@ -189,6 +274,7 @@ mod tests {
             attempt: 3,
             retry_count,
             max_attempts: None,
+            ordering_key: None,
             claimed_by: "w".to_owned(),
             started_at: NOW,
             lease_expired: true,

@@ -60,8 +60,8 @@ pub(crate) enum SendError {
     #[error("cannot connect: {0}")]
     Connect(String),
     /// The total time-out.
-    #[error("no answer within {0} s")]
-    Timeout(u64),
+    #[error("no answer within {} s", .0.as_secs_f64())]
+    Timeout(Duration),
     /// Anything after the connection was there.
     #[error("the request failed: {0}")]
     Request(String),
@@ -110,9 +110,11 @@ impl Sender {
     ) -> Result<Answer, SendError> {
         let url = self.policy.check_url(&job.client_url)?;
         let headers = self.headers(job, traceparent, now)?;
-        let deadline = Instant::now() + self.timeout;
+        let own = job.timeout_ms.map(|timeout| Duration::from_millis(timeout.unsigned_abs().into()));
+        let timeout = own.unwrap_or(self.timeout);
+        let deadline = Instant::now() + timeout;
         let answer = timeout_at(deadline, self.exchange(url, headers, job.payload.clone(), deadline));
-        answer.await.map_err(|_| SendError::Timeout(self.timeout.as_secs()))?
+        answer.await.map_err(|_| SendError::Timeout(timeout))?
     }
 
     async fn exchange(
@@ -262,6 +264,8 @@ mod tests {
             attempt: 1,
             retry_count: 0,
             max_attempts: None,
+            timeout_ms: None,
+            ordering_key: None,
             client_url: String::new(),
             payload: String::new(),
             headers: serde_json::json!({}),

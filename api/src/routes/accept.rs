@@ -42,10 +42,13 @@ fn new_job(envelope: Envelope, key: Option<String>, body: &[u8], traceparent: Op
     NewJob {
         id: Uuid::now_v7(),
         client_url: envelope.client_url,
+        destination: envelope.destination,
         payload: envelope.payload,
         headers: envelope.headers,
         deliver_at: envelope.deliver_at,
         max_attempts: envelope.max_attempts,
+        timeout_ms: envelope.timeout_ms,
+        ordering_key: envelope.ordering_key,
         idempotency: key.map(|key| Idempotency { key, body_hash: Sha256::digest(body).into() }),
         traceparent,
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use futures_util::future::try_join_all;
-use outbox::claim::{self, Claimed};
+use outbox::claim::{self, Claimed, Lease};
 use outbox::due;
 use outbox::enqueue::{self, NewJob};
 use outbox::job::{Outcome, Status};
@@ -60,6 +60,7 @@ pub(crate) async fn run(bench: &Bench<'_>, report: &mut Report) -> anyhow::Resul
 /// finished; they may be another lane's.
 async fn live(pool: &PgPool, client: &mut Client, lane: usize, begun: &AtomicU64, limit: u64) -> anyhow::Result<u64> {
     let (mut finished, mut batch) = (0, 0);
+    let lease = Lease { timeout: LEASE, margin: Duration::ZERO };
     loop {
         let begins = begun.load(Ordering::Relaxed) < limit;
         if begins {
@@ -71,7 +72,7 @@ async fn live(pool: &PgPool, client: &mut Client, lane: usize, begun: &AtomicU64
             return Ok(finished);
         }
         batch += 1;
-        let claimed = claim::claim(pool, &messages, &format!("{lane}-{batch}"), LEASE).await?;
+        let claimed = claim::claim(pool, &messages, &format!("{lane}-{batch}"), lease).await?;
         let settlements: Vec<_> = claimed.iter().map(delivered).collect();
         finished += settle::settle(pool, &settlements).await?.len() as u64;
     }
@@ -80,7 +81,7 @@ async fn live(pool: &PgPool, client: &mut Client, lane: usize, begun: &AtomicU64
 /// What the relay does, without a broker.
 async fn publish(client: &mut Client) -> anyhow::Result<Vec<Message>> {
     let transaction = client.transaction().await?;
-    let due = due::claim_due(&transaction, BATCH.into()).await?;
+    let due = due::claim_due(&transaction, BATCH.into(), None).await?;
     let ids: Vec<i64> = due.iter().map(due::DueRow::id).collect();
     due::mark_published(&transaction, &ids, LEASE * 15).await?;
     transaction.commit().await?;
@@ -91,10 +92,13 @@ fn new_job() -> NewJob {
     NewJob {
         id: Uuid::now_v7(),
         client_url: "http://127.0.0.1:9080/hook".to_owned(),
+        destination: "http://127.0.0.1:9080".to_owned(),
         payload: payload(),
         headers: serde_json::Map::new(),
         deliver_at: None,
         max_attempts: None,
+        timeout_ms: None,
+        ordering_key: None,
         idempotency: None,
         traceparent: None,
     }
@@ -106,6 +110,7 @@ fn delivered(job: &Claimed) -> Settlement {
         attempt: job.attempt,
         status: Status::Success,
         retry_in: Duration::ZERO,
+        ordering_key: None,
         worker: "outhook-bench".to_owned(),
         started_at: job.started_at,
         duration_ms: Some(1),

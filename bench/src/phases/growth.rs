@@ -138,5 +138,7 @@ const UNFINISHED: &str = "-- fill_unfinished
         INSERT INTO webhook_attempts (job_id, started_at, attempt, duration_ms, status_code, outcome, worker, error)
         SELECT id, now(), $4, 12, 500, 'failed', 'bench', 'HTTP 500' FROM job WHERE $4 > 0
     )
-    INSERT INTO outbox (id, job_id, attempt, due_at)
-    SELECT outbox_id, id, $4, now() + make_interval(secs => least($5::float8, 3600) + random() * $5) FROM job";
+    INSERT INTO outbox (id, job_id, attempt, due_at, destination)
+    SELECT outbox_id, id, $4, now() + make_interval(secs => least($5::float8, 3600) + random() * $5),
+           outhook.destination($3)
+    FROM job";
