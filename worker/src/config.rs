@@ -10,6 +10,7 @@ use outbox::target::TargetPolicy;
 use outbox::telemetry::{LogConfig, MetricsConfig};
 use outbox::topology::BrokerConfig;
 
+use crate::egress::{EgressConfig, KeyMismatch};
 use crate::signature::SigningKeys;
 
 /// Claims jobs as their messages come, posts them to their URLs and records what happened.
@@ -29,6 +30,8 @@ pub struct Config {
     #[command(flatten)]
     pub(crate) targets: TargetPolicy,
     #[command(flatten)]
+    pub(crate) egress: EgressConfig,
+    #[command(flatten)]
     pub(crate) shutdown: ShutdownConfig,
     /// What is logged.
     #[command(flatten)]
@@ -36,6 +39,16 @@ pub struct Config {
     /// Where metrics are served.
     #[command(flatten)]
     pub metrics: MetricsConfig,
+}
+
+impl Config {
+    /// Checks what can only be said of several options together.
+    ///
+    /// # Errors
+    /// The client certificate and the key do not belong together.
+    pub fn check(&self) -> Result<(), KeyMismatch> {
+        self.egress.check()
+    }
 }
 
 /// How webhooks are delivered.

@@ -6,7 +6,9 @@
 mod config;
 mod consumer;
 mod deliver;
+mod egress;
 mod outcome;
+mod send_error;
 mod sender;
 mod settler;
 mod signature;
@@ -26,6 +28,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 pub use config::Config;
+pub use egress::KeyMismatch;
 
 use crate::consumer::Stopped;
 use crate::sender::Sender;
@@ -69,7 +72,7 @@ impl Worker {
         let hostname = whoami::hostname().unwrap_or_else(|_| "worker".to_owned());
         Ok(Arc::new(Self {
             name: format!("{hostname}-{:08x}", rand::random::<u32>()),
-            sender: Sender::new(&config.delivery, config.targets.clone())?,
+            sender: Sender::new(&config.delivery, config.targets.clone(), &config.egress)?,
             settler: Settler::start(pool.clone(), notifier, config.delivery.prefetch().into()),
             claims: AtomicU64::new(0),
             slots: Arc::new(Semaphore::new(config.delivery.worker_concurrency.into())),
