@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io;
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -15,6 +15,7 @@ use tokio::io::{AsyncWriteExt, copy, sink};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use uuid::Uuid;
 
 use crate::raw_server::{Connection, RawServer};
 
@@ -139,6 +140,8 @@ fn parameters(names: &[&str]) -> CertificateParams {
     let names: Vec<String> = names.iter().map(ToString::to_string).collect();
     let mut parameters = CertificateParams::new(names).expect("they are names or addresses");
     (parameters.not_before, parameters.not_after) = (now() - Duration::DAY * 2, now() + Duration::DAY);
+    // Of its own: with the name of another authority it would be taken for one whose key is wrong.
+    parameters.distinguished_name.push(DnType::CommonName, Uuid::new_v4().to_string());
     parameters
 }
 

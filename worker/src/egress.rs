@@ -18,6 +18,7 @@ use url::Url;
 /// How requests leave.
 #[derive(clap::Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Egress")]
+#[allow(clippy::struct_field_names, reason = "a variable is named after its field")]
 pub(crate) struct EgressConfig {
     /// File of certificates (PEM) that receivers are trusted by, besides those of the system.
     #[arg(long, env, value_parser = Roots::read)]

@@ -1,6 +1,7 @@
 //! Why a request got no answer, in words that name neither the URL nor an address.
 
 use std::error::Error;
+use std::io;
 
 use outbox::headers::HeaderError;
 use outbox::target::TargetError;
@@ -52,7 +53,8 @@ pub(crate) fn describe(error: &reqwest::Error) -> SendError {
     if error.is_connect() && error.is_timeout() {
         return SendError::Connect("no connection in time".to_owned());
     }
-    let io = causes.clone().find_map(|cause| cause.downcast_ref::<std::io::Error>()).map(|io| io.kind().to_string());
+    let io = causes.clone().filter_map(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind);
+    let io = io.filter(|&kind| kind != io::ErrorKind::Other).map(|kind| kind.to_string()).next();
     let root = io.or_else(|| causes.by_ref().last().map(ToString::to_string)).unwrap_or_default();
     if error.is_connect() { SendError::Connect(root) } else { SendError::Request(root) }
 }
@@ -60,14 +62,16 @@ pub(crate) fn describe(error: &reqwest::Error) -> SendError {
 /// Whether the process or the system may open no more files, which sockets are too.
 pub(crate) fn lacks_descriptors(error: &reqwest::Error) -> bool {
     let mut causes = std::iter::successors(error.source(), |&cause| cause.source());
-    let io = causes.find_map(|cause| cause.downcast_ref::<std::io::Error>());
-    io.and_then(std::io::Error::raw_os_error).is_some_and(|code| [EMFILE, ENFILE].contains(&code))
+    let io = causes.find_map(|cause| cause.downcast_ref::<io::Error>());
+    io.and_then(io::Error::raw_os_error).is_some_and(|code| [EMFILE, ENFILE].contains(&code))
 }
 
-/// rustls hides its errors in those of the stream below it.
+/// rustls hides its errors in those of the streams below it, one in another.
 fn tls_cause<'a>(cause: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
-    let io = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-    io.and_then(|inner| inner.downcast_ref()).or_else(|| cause.downcast_ref())
+    match cause.downcast_ref::<io::Error>() {
+        Some(io) => tls_cause(io.get_ref()?),
+        None => cause.downcast_ref(),
+    }
 }
 
 /// rustls's own text names hosts.

@@ -106,8 +106,8 @@ mod tests {
 
     async fn resolve(lookup: impl Lookup) -> Result<Vec<SocketAddr>, String> {
         let resolver = GuardedResolver::new(TargetPolicy::default(), lookup);
-        let resolved = resolver.resolve("receiver.example".parse().expect("a name")).await;
-        resolved.map(Iterator::collect).map_err(|error| error.to_string())
+        let found = resolver.resolve("receiver.example".parse().expect("a name")).await;
+        found.map(Iterator::collect).map_err(|error| error.to_string())
     }
 
     #[tokio::test]

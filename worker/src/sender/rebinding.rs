@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use super::tests::job;
 use super::*;
 
-const ALLOWED: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 1);
+const ALLOWED: Ipv4Addr = Ipv4Addr::LOCALHOST;
 const DENIED: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 
 #[derive(Parser)]
