@@ -137,3 +137,14 @@ async fn a_kept_connection_stays_with_the_address_that_was_judged() {
     assert_eq!(ground.post(&sender).await, Ok(200));
     assert_eq!(ground.counts(), [1, 0, 1]);
 }
+
+/// The last line: should a connection ever be made past the guard, its other end is judged all the same.
+#[tokio::test]
+async fn an_answer_from_a_denied_address_is_none() {
+    let ground = Ground::new("close").await;
+    let past_the_guard = Client::builder().no_proxy().resolve("rebinding.example", (DENIED, ground.port).into());
+    let mut sender = ground.sender(vec![vec![ALLOWED]]);
+    sender.client = past_the_guard.build().expect("a client can be built");
+    assert_eq!(ground.post(&sender).await, REFUSED);
+    assert_eq!(ground.counts(), [0, 1, 0], "it was connected to");
+}
