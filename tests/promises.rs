@@ -2,6 +2,7 @@
 
 mod accepts_each_key_once;
 mod answers_without_postgres;
+mod bounds_retry_after;
 mod bounds_slow_and_failing_receivers;
 mod cancels_pending_job;
 mod checks_a_running_system;
@@ -13,12 +14,16 @@ mod enqueues_from_sql;
 mod finds_violations;
 mod follows_the_model;
 mod follows_the_retry_policy;
+mod leaves_as_configured;
 mod migrates_under_load;
+mod outlasts_hostile_receivers;
 mod reads_later_messages;
 mod refuses_bad_requests;
 mod refuses_duplicate_messages;
+mod refuses_private_targets;
 mod refuses_to_start;
 mod retries_failed_delivery;
+mod reuses_connections;
 mod serves_healthy_destinations;
 mod shares_work;
 mod survives_acknowledgement_timeout;

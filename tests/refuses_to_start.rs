@@ -1,6 +1,7 @@
 //! A wrong or missing value is one sentence and exit 2; a schema of another version is one and exit 1. No
 //! sentence repeats a value, which may be a secret.
 
+use harness::certificates::Authority;
 use harness::database::Database;
 use harness::processes::output;
 use harness::{Program, Servers};
@@ -59,12 +60,64 @@ async fn a_wrong_or_missing_value_is_one_sentence() {
             [&worker[..], &[("WORKER_CONCURRENCY", "0")]].concat(),
             "WORKER_CONCURRENCY cannot be used: 0 is",
         ),
+        (Program::Api, [&api[..], &[("DENY_NETWORKS", SECRET)]].concat(), "DENY_NETWORKS cannot be used: each must be"),
+        (
+            Program::Worker,
+            [&worker[..], &[("DENY_NETWORKS", "::ffff:10.0.0.0/104")]].concat(),
+            "DENY_NETWORKS cannot be used: IPv4 networks must be written as IPv4",
+        ),
+        (Program::Api, [&api[..], &[("HTTPS_ONLY", SECRET)]].concat(), "HTTPS_ONLY must be one of: true, false"),
+        (
+            Program::Worker,
+            [&worker[..], &[("ALLOW_PORTS", "443-445")]].concat(),
+            "ALLOW_PORTS cannot be used: each must be",
+        ),
         (Program::Relay, vec![DATABASE, ("RABBITMQ_URL", SECRET)], "RABBITMQ_URL cannot be used: it is not an amqp"),
         (Program::Relay, vec![BROKER, ("DATABASE_URL", SECRET)], "DATABASE_URL cannot be used: it is not a URL like"),
     ];
     for (program, environment, expected) in rows {
         let said = sentence(program, &environment, 2).await;
         assert!(said.contains(expected), "{program:?} with {environment:?} says: {said}");
+        assert_eq!(said.trim_end().lines().count(), 1, "{said}");
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_file_or_proxy_is_one_sentence() {
+    let authority = Authority::new();
+    let (identity, other) = (authority.issue("outhook.example"), authority.issue("outhook.example"));
+    let directory = tempfile::tempdir().expect("there is room for temporary files");
+    let file = |name: &str, text: &str| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, text).expect("there is room for a file");
+        path.into_os_string().into_string().expect("the path is text")
+    };
+    let damaged = "-----BEGIN CERTIFICATE-----\naHVudGVyMg==\n-----END CERTIFICATE-----\n";
+    let (certificate, key) = (file("a.pem", &identity.certificate), file("a.key", &identity.key));
+    let (damaged, empty, other) = (file("damaged.pem", damaged), file("empty", ""), file("other.key", &other.key));
+    let missing = "/nowhere/hunter2.pem";
+    let no_certificate = "cannot be used: the file holds no certificates";
+    let no_key = "EGRESS_CLIENT_KEY_FILE cannot be used: the file holds no private key";
+    let rows: [(&[(&str, &str)], &str); 12] = [
+        (&[("EGRESS_CA_FILE", missing)], "EGRESS_CA_FILE cannot be used: the file cannot be read: entity not found"),
+        (&[("EGRESS_CA_FILE", &empty)], no_certificate),
+        (&[("EGRESS_CA_FILE", &key)], no_certificate),
+        (&[("EGRESS_CA_FILE", &damaged)], no_certificate),
+        (&[("EGRESS_CLIENT_CERT_FILE", &certificate)], "EGRESS_CLIENT_KEY_FILE is not set; see --help"),
+        (&[("EGRESS_CLIENT_KEY_FILE", &key)], "EGRESS_CLIENT_CERT_FILE is not set; see --help"),
+        (&[("EGRESS_CLIENT_CERT_FILE", &key), ("EGRESS_CLIENT_KEY_FILE", &key)], no_certificate),
+        (&[("EGRESS_CLIENT_CERT_FILE", &certificate), ("EGRESS_CLIENT_KEY_FILE", &certificate)], no_key),
+        (
+            &[("EGRESS_CLIENT_CERT_FILE", &certificate), ("EGRESS_CLIENT_KEY_FILE", &other)],
+            "EGRESS_CLIENT_KEY_FILE cannot be used: it is not the key of the certificate",
+        ),
+        (&[("EGRESS_CLIENT_CERT_FILE", &damaged), ("EGRESS_CLIENT_KEY_FILE", &key)], "EGRESS_CLIENT_CERT_FILE"),
+        (&[("EGRESS_PROXY", SECRET)], "EGRESS_PROXY cannot be used: it is not a URL like http://proxy:3128"),
+        (&[("EGRESS_PROXY", "socks5://hunter2:1")], "EGRESS_PROXY cannot be used: it is not a URL like"),
+    ];
+    for (variables, expected) in rows {
+        let said = sentence(Program::Worker, &[&[DATABASE, BROKER], variables].concat(), 2).await;
+        assert!(said.contains(expected), "{variables:?} says: {said}");
         assert_eq!(said.trim_end().lines().count(), 1, "{said}");
     }
 }

@@ -32,11 +32,8 @@ async fn slowest(stack: &Stack) -> f64 {
 async fn a_destination_that_hangs_holds_nobody_up_and_drains_oldest_first_when_it_is_well() {
     const SICK: u16 = 1_000;
     const HEALTHY: u16 = 200;
-    let stack = stack("a_destination_that_hangs")
-        .env("MAX_RETRIES", "100")
-        .worker_env("BACKOFF_MAX_SEC", "2")
-        .start()
-        .await;
+    let stack =
+        stack("a_destination_that_hangs").env("MAX_RETRIES", "100").worker_env("BACKOFF_MAX_SEC", "2").start().await;
     let (proxy, url) = TcpProxy::before(&stack.receiver_url("")).await;
     proxy.set(Mode::Stall);
     let wire = stack.listen().await;
@@ -80,8 +77,7 @@ async fn a_destination_that_hangs_holds_nobody_up_and_drains_oldest_first_when_i
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn failures_in_a_row_open_the_breaker_and_a_probe_closes_it() {
-    let stack =
-        stack("failures_in_a_row").worker_env("BREAKER_FAILURES", "3").env("MAX_RETRIES", "100").start().await;
+    let stack = stack("failures_in_a_row").worker_env("BREAKER_FAILURES", "3").env("MAX_RETRIES", "100").start().await;
     let (proxy, url) = TcpProxy::before(&stack.receiver_url("")).await;
     proxy.set(Mode::Reset);
     for _ in 0..10 {

@@ -58,7 +58,10 @@ impl Envelope {
             return Err(invalid("the body must be an object"));
         }
         let written: Written = serde_json::from_slice(body).map_err(|error| invalid(error.to_string()))?;
-        let url = targets.check_url(&written.client_url).map_err(|error| invalid(format!("client_url: {error}")))?;
+        let url = targets.check_url(&written.client_url).map_err(|refused| {
+            metrics::counter!("outhook_api_targets_refused_total", "reason" => refused.reason()).increment(1);
+            invalid(format!("client_url: {refused}"))
+        })?;
         let headers = written.headers.unwrap_or_default();
         headers::check(&headers).map_err(|error| invalid(error.to_string()))?;
         Ok(Self {

@@ -19,6 +19,12 @@ pub fn read<Config: Parser>() -> Config {
     })
 }
 
+/// Ends the process as [`read`] does, for values that are wrong only together.
+pub fn refuse<Config: Parser>(error: impl Display) -> ! {
+    eprintln!("{}: {error}", Config::command().get_name());
+    exit(2)
+}
+
 /// Ends the process: with status 0, or with 1 after a sentence that says what went wrong.
 ///
 /// At once: what its owner did not wait for, such as a name that is being resolved, must not hold it up.

@@ -14,7 +14,7 @@ use tracing_subscriber::EnvFilter;
 #[command(next_help_heading = "Logs")]
 pub struct LogConfig {
     /// What to log, as in `info` or `info,outhook_worker=debug`.
-    #[arg(long, env, default_value = "info,lapin=off,refinery_core=warn", value_parser = filter)]
+    #[arg(long, env, default_value = "info,lapin=off,refinery_core=warn,rustls_platform_verifier=off", value_parser = filter)]
     rust_log: String,
     /// Form of the log lines, written to standard error.
     #[arg(long, env, default_value = "text", value_enum)]

@@ -9,11 +9,15 @@ pub mod invariants;
 pub mod load;
 pub mod stack;
 
+pub mod attempts;
 pub mod broker;
+pub mod certificates;
 pub mod database;
 mod environment;
+pub mod forward_proxy;
 pub mod management;
 pub mod processes;
+pub mod raw_server;
 pub mod servers;
 pub mod small_disk;
 pub mod tcp_proxy;
@@ -21,6 +25,7 @@ pub mod wait;
 
 pub use client::{Accepted, Client, Job};
 pub use processes::{Process, Program};
+pub use raw_server::RawServer;
 pub use servers::Servers;
 pub use stack::{Stack, StackBuilder};
 pub use tcp_proxy::{Mode, TcpProxy};

@@ -182,6 +182,14 @@ impl Process {
         Duration::from_secs(1) * ticks / TICKS_PER_SECOND
     }
 
+    /// The most memory that it has had so far, in bytes.
+    #[must_use]
+    pub fn peak_memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid.as_raw_nonzero())).expect("it runs");
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
+        peak.and_then(|peak| peak.parse::<u64>().ok()).expect("Linux says it in kB (proc(5))") * 1_024
+    }
+
     /// Lets it open only so many files more than it has open now: sockets are files too. Lifted by
     /// [`Self::lift_file_limit`].
     pub fn limit_files_to_open(&self, more: u64) {

@@ -125,6 +125,7 @@ impl StackBuilder {
             relay: self.relay,
             worker: self.worker,
             processes_started: 0,
+            heard: true,
         };
         stack.start_api().await;
         for _ in 0..self.relays {
@@ -157,6 +158,8 @@ pub struct Stack {
     relay: Environment,
     worker: Environment,
     processes_started: usize,
+    /// Whether every answer is in the receiver's log.
+    heard: bool,
 }
 
 impl Stack {
@@ -305,6 +308,12 @@ impl Stack {
         self.finish_with_dead_letters(0).await;
     }
 
+    /// The same for a test whose webhooks went to servers of its own: what those answered is the test's to check.
+    pub async fn finish_unheard(mut self) {
+        self.heard = false;
+        self.finish().await;
+    }
+
     /// The same for a test that put so many unreadable messages into the queue.
     pub async fn finish_with_dead_letters(mut self, dead: u32) {
         self.wait_until_drained(PATIENCE).await;
@@ -325,6 +334,10 @@ impl Stack {
         let (accepted, received) = (self.client.accepted(), self.receiver.received());
         let max_retries = self.common["MAX_RETRIES"].parse().expect("MAX_RETRIES is a number");
         let evidence = Evidence { accepted: &accepted, received: &received, max_retries };
-        invariants::assert_hold(self.pool(), evidence).await;
+        if self.heard {
+            invariants::assert_hold(self.pool(), evidence).await;
+        } else {
+            invariants::assert_hold_unheard(self.pool(), evidence).await;
+        }
     }
 }

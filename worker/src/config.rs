@@ -12,6 +12,7 @@ use outbox::target::TargetPolicy;
 use outbox::telemetry::{LogConfig, MetricsConfig};
 use outbox::topology::BrokerConfig;
 
+use crate::egress::{EgressConfig, KeyMismatch};
 use crate::intake::Bounds;
 use crate::outcome::AnswerPolicy;
 use crate::signature::SigningKeys;
@@ -37,6 +38,8 @@ pub struct Config {
     #[command(flatten)]
     pub(crate) targets: TargetPolicy,
     #[command(flatten)]
+    pub(crate) egress: EgressConfig,
+    #[command(flatten)]
     pub(crate) shutdown: ShutdownConfig,
     /// What is logged.
     #[command(flatten)]
@@ -44,6 +47,16 @@ pub struct Config {
     /// Where metrics are served.
     #[command(flatten)]
     pub metrics: MetricsConfig,
+}
+
+impl Config {
+    /// Checks what can only be said of several options together.
+    ///
+    /// # Errors
+    /// The client certificate and the key do not belong together.
+    pub fn check(&self) -> Result<(), KeyMismatch> {
+        self.egress.check()
+    }
 }
 
 /// How webhooks are delivered.

@@ -6,9 +6,11 @@
 mod config;
 mod consumer;
 mod deliver;
+mod egress;
 mod intake;
 mod outcome;
 mod reporter;
+mod send_error;
 mod sender;
 mod settler;
 mod signature;
@@ -29,6 +31,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 pub use config::Config;
+pub use egress::KeyMismatch;
 
 use crate::consumer::{Desk, Stopped};
 use crate::intake::{Intake, Progress};
@@ -75,7 +78,7 @@ impl Worker {
         let hostname = whoami::hostname().unwrap_or_else(|_| "worker".to_owned());
         Ok(Arc::new(Self {
             name: format!("{hostname}-{:08x}", rand::random::<u32>()),
-            sender: Sender::new(&config.delivery, config.targets.clone())?,
+            sender: Sender::new(&config.delivery, config.targets.clone(), &config.egress)?,
             settler: Settler::start(pool.clone(), notifier, config.delivery.prefetch().into()),
             claims: AtomicU64::new(0),
             reporter: Reporter::start(pool.clone(), config.fairness.cool_down()),

@@ -6,6 +6,9 @@ use outhook_worker::Config;
 #[tokio::main]
 async fn main() {
     let config: Config = env::read();
+    if let Err(error) = config.check() {
+        env::refuse::<Config>(error);
+    }
     telemetry::start_logging(&config.log);
     env::end::<Config>(run(config).await)
 }

@@ -10,7 +10,8 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc2822;
 
 use crate::intake::Finding;
-use crate::sender::{Answer, SendError};
+use crate::send_error::SendError;
+use crate::sender::Answer;
 use crate::status_set::StatusSet;
 
 /// What came of a request.

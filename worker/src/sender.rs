@@ -1,34 +1,33 @@
 //! One HTTP request, bounded in every way.
 
-use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
 use outbox::claim::Claimed;
 use outbox::headers::{self, HeaderError};
-use outbox::target::{TargetError, TargetPolicy};
+use outbox::target::TargetPolicy;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::redirect::Policy;
 use reqwest::{Client, RequestBuilder, Response};
-use rustls::CertificateError;
 use time::OffsetDateTime;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::warn;
 use url::Url;
 
 use crate::config::DeliveryConfig;
+use crate::egress::EgressConfig;
+pub(crate) use crate::send_error::SendError;
+use crate::send_error::{describe, lacks_descriptors};
 use crate::signature::SigningKeys;
-use crate::target_guard::{GuardedResolver, NotResolved};
+use crate::target_guard::{GuardedResolver, Lookup, SystemLookup};
 
-/// A connection that is not used for this long is closed.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// A connection that is not used for this long is closed. Sooner than most receivers close it, whose time is
+/// 5 s or more: a request that meets the other end's close on its way fails, for nobody knows whether it was
+/// read.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// The status is known once the headers are there; a body is waited for no longer than this.
 const BODY_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Linux' numbers for "too many open files": of the system, and of the process.
-const ENFILE: i32 = 23;
-const EMFILE: i32 = 24;
 
 /// How soon to look again whether a file descriptor is free.
 const DESCRIPTOR_WAIT: Duration = Duration::from_millis(100);
@@ -44,57 +43,51 @@ pub(crate) struct Answer {
     pub excerpt: String,
 }
 
-/// Why there is no answer. Shown in psql: it names neither the URL nor an address.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum SendError {
-    /// The URL may not be delivered to. Nothing was sent.
-    #[error("target refused: {0}")]
-    Target(#[from] TargetError),
-    /// The job's own headers cannot be sent. Nothing was.
-    #[error("{0}")]
-    Headers(#[from] HeaderError),
-    /// The name does not resolve, perhaps only now.
-    #[error("{0}")]
-    Name(String),
-    /// No connection.
-    #[error("cannot connect: {0}")]
-    Connect(String),
-    /// The total time-out.
-    #[error("no answer within {} s", .0.as_secs_f64())]
-    Timeout(Duration),
-    /// Anything after the connection was there.
-    #[error("the request failed: {0}")]
-    Request(String),
-    /// The worker is going down.
-    #[error("the worker stopped before the answer came")]
-    Stopped,
-}
-
 pub(crate) struct Sender {
     client: Client,
     policy: TargetPolicy,
+    /// Whether connections lead to a proxy, whose own address is none of the policy's business.
+    by_proxy: bool,
     keys: Option<SigningKeys>,
     timeout: Duration,
     excerpt_bytes: usize,
 }
 
 impl Sender {
-    pub(crate) fn new(config: &DeliveryConfig, policy: TargetPolicy) -> Result<Self, reqwest::Error> {
-        let client = Client::builder()
+    pub(crate) fn new(
+        config: &DeliveryConfig,
+        policy: TargetPolicy,
+        egress: &EgressConfig,
+    ) -> Result<Self, reqwest::Error> {
+        Self::with_lookup(config, policy, egress, SystemLookup)
+    }
+
+    fn with_lookup(
+        config: &DeliveryConfig,
+        policy: TargetPolicy,
+        egress: &EgressConfig,
+        lookup: impl Lookup,
+    ) -> Result<Self, reqwest::Error> {
+        let mut builder = Client::builder()
             .user_agent(concat!("outhook/", env!("CARGO_PKG_VERSION")))
-            .dns_resolver(Arc::new(GuardedResolver::new(policy.clone())))
-            // A redirect or a proxy would lead past the guard; an attempt is one request.
+            // A redirect or the environment's proxy would lead past the guard; an attempt is one request.
             .redirect(Policy::none())
             .no_proxy()
             .retry(reqwest::retry::never())
             .referer(false)
-            .connect_timeout(config.timeout())
+            // Shorter than the attempt, so that its record tells the one time-out from the other.
+            .connect_timeout(config.timeout() * 3 / 4)
             .pool_idle_timeout(IDLE_TIMEOUT)
-            .pool_max_idle_per_host(config.worker_concurrency.into())
-            .build()?;
+            .pool_max_idle_per_host(config.worker_concurrency.into());
+        builder = egress.apply(builder)?;
+        // With a proxy, its own name is the only one that is resolved here.
+        if !egress.has_proxy() {
+            builder = builder.dns_resolver(Arc::new(GuardedResolver::new(policy.clone(), lookup)));
+        }
         Ok(Self {
-            client,
+            client: builder.build()?,
             policy,
+            by_proxy: egress.has_proxy(),
             keys: config.webhook_signing_secret.clone(),
             timeout: config.timeout(),
             excerpt_bytes: config.response_excerpt_bytes as usize,
@@ -103,6 +96,19 @@ impl Sender {
 
     /// Posts the job's payload, once. Takes no longer than the total time-out.
     pub(crate) async fn post(
+        &self,
+        job: &Claimed,
+        traceparent: Option<&str>,
+        now: OffsetDateTime,
+    ) -> Result<Answer, SendError> {
+        let answer = self.attempt(job, traceparent, now).await;
+        if let Err(SendError::Target(refused)) = &answer {
+            metrics::counter!("outhook_worker_targets_refused_total", "reason" => refused.reason()).increment(1);
+        }
+        answer
+    }
+
+    async fn attempt(
         &self,
         job: &Claimed,
         traceparent: Option<&str>,
@@ -126,7 +132,7 @@ impl Sender {
     ) -> Result<Answer, SendError> {
         let response = self.send(self.client.post(url).headers(headers).body(payload)).await?;
         // The guard has checked what was connected to; should it ever be got round, it shows here.
-        if let Some(peer) = response.remote_addr() {
+        if let Some(peer) = response.remote_addr().filter(|_| !self.by_proxy) {
             self.policy.check_address(peer.ip())?;
         }
         let status = response.status().as_u16();
@@ -206,50 +212,8 @@ async fn read_excerpt(mut response: Response, limit: usize, deadline: Instant) -
     String::from_utf8_lossy(&bytes).replace('\0', "\u{fffd}")
 }
 
-/// What went wrong, without the URL and the address in reqwest's own text.
-fn describe(error: &reqwest::Error) -> SendError {
-    let mut causes = std::iter::successors(error.source(), |&cause| cause.source());
-    if let Some(refused) = causes.clone().find_map(|cause| cause.downcast_ref::<TargetError>()) {
-        return SendError::Target(refused.clone());
-    }
-    if let Some(unresolved) = causes.clone().find_map(|cause| cause.downcast_ref::<NotResolved>()) {
-        return SendError::Name(unresolved.to_string());
-    }
-    if let Some(tls) = causes.clone().find_map(tls_cause) {
-        return SendError::Connect(certificate_text(tls).to_owned());
-    }
-    let io = causes.clone().find_map(|cause| cause.downcast_ref::<std::io::Error>()).map(|io| io.kind().to_string());
-    let root = io.or_else(|| causes.by_ref().last().map(ToString::to_string)).unwrap_or_default();
-    if error.is_connect() { SendError::Connect(root) } else { SendError::Request(root) }
-}
-
-/// Whether the process or the system may open no more files, which sockets are too.
-fn lacks_descriptors(error: &reqwest::Error) -> bool {
-    let mut causes = std::iter::successors(error.source(), |&cause| cause.source());
-    let io = causes.find_map(|cause| cause.downcast_ref::<std::io::Error>());
-    io.and_then(std::io::Error::raw_os_error).is_some_and(|code| [EMFILE, ENFILE].contains(&code))
-}
-
-/// rustls hides its errors in those of the stream below it.
-fn tls_cause<'a>(cause: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
-    let io = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-    io.and_then(|inner| inner.downcast_ref()).or_else(|| cause.downcast_ref())
-}
-
-/// rustls's own text names hosts.
-const fn certificate_text(error: &rustls::Error) -> &'static str {
-    match error {
-        rustls::Error::InvalidCertificate(reason) => match reason {
-            CertificateError::Expired | CertificateError::ExpiredContext { .. } => "the certificate has expired",
-            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-                "the certificate is for another name"
-            }
-            CertificateError::UnknownIssuer => "the certificate's issuer is not trusted",
-            _ => "the certificate is not valid",
-        },
-        _ => "TLS failed",
-    }
-}
+#[cfg(test)]
+mod rebinding;
 
 #[cfg(test)]
 mod tests {
@@ -258,7 +222,7 @@ mod tests {
 
     use super::*;
 
-    fn job() -> Claimed {
+    pub(super) fn job() -> Claimed {
         Claimed {
             job_id: Uuid::from_u128(0xabc),
             attempt: 1,
