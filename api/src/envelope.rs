@@ -1,7 +1,9 @@
 //! What a caller says in the body of `POST /webhooks`, checked field by field.
 
 use outbox::headers;
+use outbox::signing_key::SigningKey;
 use outbox::target::TargetPolicy;
+use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
@@ -23,6 +25,7 @@ pub(crate) struct Envelope {
     pub headers: Map<String, Value>,
     pub deliver_at: Option<OffsetDateTime>,
     pub max_attempts: Option<i32>,
+    pub signing_key: Option<SigningKey>,
 }
 
 /// The fields as they are written.
@@ -38,17 +41,14 @@ struct Written<'a> {
     deliver_at: Option<String>,
     #[serde(default)]
     max_attempts: Option<i64>,
+    #[serde(default)]
+    signing_secret: Option<SecretString>,
 }
 
 impl Envelope {
     /// Reads and checks a body. Malformed JSON is one error, a field that cannot be used another.
     pub(crate) fn read(body: &[u8], targets: &TargetPolicy, now: OffsetDateTime) -> Result<Self, ApiError> {
-        json::check(body).map_err(|error| ApiError::MalformedJson(error.to_string()))?;
-        // An array would be taken for the fields in their order.
-        if body.trim_ascii_start().first() != Some(&b'{') {
-            return Err(invalid("the body must be an object"));
-        }
-        let written: Written = serde_json::from_slice(body).map_err(|error| invalid(error.to_string()))?;
+        let written: Written = json::read(body)?;
         targets.check_url(&written.client_url).map_err(|error| invalid(format!("client_url: {error}")))?;
         let headers = written.headers.unwrap_or_default();
         headers::check(&headers).map_err(|error| invalid(error.to_string()))?;
@@ -61,6 +61,7 @@ impl Envelope {
                 None => None,
             },
             max_attempts: written.max_attempts.map(max_attempts).transpose()?,
+            signing_key: written.signing_secret.as_ref().map(signing_key).transpose()?,
         })
     }
 }
@@ -99,4 +100,8 @@ fn max_attempts(number: i64) -> Result<i32, ApiError> {
         Ok(number) if MAX_ATTEMPTS.contains(&number.into()) => Ok(number),
         _ => Err(invalid("max_attempts: it must be from 1 to 100")),
     }
+}
+
+fn signing_key(secret: &SecretString) -> Result<SigningKey, ApiError> {
+    SigningKey::parse_standard(secret.expose_secret()).map_err(|error| invalid(format!("signing_secret: {error}")))
 }

@@ -32,6 +32,8 @@ pub struct NewJob {
     pub idempotency: Option<Idempotency>,
     /// W3C trace context of the request.
     pub traceparent: Option<String>,
+    /// A signing key of its own, sealed for this job ([`crate::secret`]).
+    pub sealed_key: Option<Vec<u8>>,
 }
 
 /// One job a key; the same key with another request is a conflict.
@@ -100,16 +102,19 @@ async fn insert(connection: &mut PgConnection, jobs: &[NewJob]) -> Result<Vec<Uu
     let hashes: Vec<_> =
         jobs.iter().map(|job| job.idempotency.as_ref().map(|idempotency| &idempotency.body_hash[..])).collect();
     let traceparents = column(|job| job.traceparent.as_deref());
+    let sealed_keys: Vec<_> = jobs.iter().map(|job| job.sealed_key.as_deref()).collect();
 
     sqlx::query_scalar!(
         r#"-- accept_jobs
         WITH accepted AS (
             INSERT INTO webhook_jobs
-                (id, outbox_id, deliver_at, max_attempts, client_url, headers, idempotency_key, body_hash, payload)
+                (id, outbox_id, deliver_at, max_attempts, client_url, headers, idempotency_key, body_hash, payload,
+                 sealed_key)
             SELECT id, nextval('outbox_id_seq'), coalesce(deliver_at, now()), max_attempts, client_url, headers,
-                   idempotency_key, body_hash, payload
-            FROM unnest($1::uuid[], $2::text[], $3::text[], $4::jsonb[], $5::timestamptz[], $6::integer[], $7::text[], $8::bytea[])
-                AS job (id, client_url, payload, headers, deliver_at, max_attempts, idempotency_key, body_hash)
+                   idempotency_key, body_hash, payload, sealed_key
+            FROM unnest($1::uuid[], $2::text[], $3::text[], $4::jsonb[], $5::timestamptz[], $6::integer[], $7::text[], $8::bytea[],
+                        $10::bytea[])
+                AS job (id, client_url, payload, headers, deliver_at, max_attempts, idempotency_key, body_hash, sealed_key)
             -- A known key writes nothing. One that another transaction is writing is waited for.
             ON CONFLICT DO NOTHING
             RETURNING id, outbox_id, deliver_at
@@ -127,6 +132,7 @@ async fn insert(connection: &mut PgConnection, jobs: &[NewJob]) -> Result<Vec<Uu
         &keys as _,
         &hashes as _,
         &traceparents as _,
+        &sealed_keys as _,
     )
     .fetch_all(connection)
     .await

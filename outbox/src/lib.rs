@@ -8,13 +8,16 @@
 
 pub mod cancel;
 pub mod claim;
+pub mod destination_keys;
 pub mod due;
 pub mod enqueue;
 pub mod headers;
 pub mod job;
 pub mod message;
 pub mod retry;
+pub mod secret;
 pub mod settle;
+pub mod signing_key;
 pub mod target;
 pub mod topology;
 

@@ -131,6 +131,12 @@ impl TargetPolicy {
     }
 }
 
+/// The destination of a URL: its origin, `scheme://host[:port]`, without a port that is the scheme's own.
+#[must_use]
+pub fn destination(url: &Url) -> String {
+    url.origin().ascii_serialization()
+}
+
 /// What stands between the slashes and the path.
 fn authority(text: &str) -> &str {
     let rest = text.split_once("//").map_or("", |(_, rest)| rest);

@@ -109,6 +109,7 @@ impl Replay {
             max_attempts: Some(max_attempts),
             idempotency: None,
             traceparent: None,
+            sealed_key: None,
         };
         let accepted = accept(&self.ground.pool, &[job]).await.expect("it is answered");
         assert_eq!(accepted, [Accepted::New(id)]);

@@ -15,6 +15,7 @@ mod environment;
 pub mod management;
 pub mod processes;
 pub mod servers;
+pub mod signing;
 pub mod small_disk;
 pub mod tcp_proxy;
 pub mod wait;

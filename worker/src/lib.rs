@@ -6,6 +6,7 @@
 mod config;
 mod consumer;
 mod deliver;
+mod keyring;
 mod outcome;
 mod sender;
 mod settler;
@@ -28,6 +29,7 @@ use tracing::{info, warn};
 pub use config::Config;
 
 use crate::consumer::Stopped;
+use crate::keyring::Keyring;
 use crate::sender::Sender;
 use crate::settler::Settler;
 
@@ -66,10 +68,11 @@ impl Worker {
     fn start(config: Config) -> anyhow::Result<Arc<Self>> {
         let pool = config.database.pool("outhook-worker", DATABASE_CONNECTIONS, ACQUIRE_TIMEOUT);
         let notifier = Notifier::start(config.database.pool("outhook-worker notify", 1, ACQUIRE_TIMEOUT));
+        let keyring = Keyring::new(config.secrets.clone(), config.delivery.webhook_signing_secret.clone());
         let hostname = whoami::hostname().unwrap_or_else(|_| "worker".to_owned());
         Ok(Arc::new(Self {
             name: format!("{hostname}-{:08x}", rand::random::<u32>()),
-            sender: Sender::new(&config.delivery, config.targets.clone())?,
+            sender: Sender::new(&config.delivery, config.targets.clone(), keyring)?,
             settler: Settler::start(pool.clone(), notifier, config.delivery.prefetch().into()),
             claims: AtomicU64::new(0),
             slots: Arc::new(Semaphore::new(config.delivery.worker_concurrency.into())),

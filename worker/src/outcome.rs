@@ -133,6 +133,8 @@ mod tests {
             client_url: String::new(),
             payload: String::new(),
             headers: serde_json::json!({}),
+            sealed_key: None,
+            destination_keys: None,
             started_at: NOW,
             created_at: NOW,
         }

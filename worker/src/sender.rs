@@ -17,7 +17,7 @@ use tracing::warn;
 use url::Url;
 
 use crate::config::DeliveryConfig;
-use crate::signature::SigningKeys;
+use crate::keyring::{KeyError, Keyring};
 use crate::target_guard::{GuardedResolver, NotResolved};
 
 /// A connection that is not used for this long is closed.
@@ -53,6 +53,9 @@ pub(crate) enum SendError {
     /// The job's own headers cannot be sent. Nothing was.
     #[error("{0}")]
     Headers(#[from] HeaderError),
+    /// It cannot be signed as it must be. Nothing was sent.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// The name does not resolve, perhaps only now.
     #[error("{0}")]
     Name(String),
@@ -73,13 +76,13 @@ pub(crate) enum SendError {
 pub(crate) struct Sender {
     client: Client,
     policy: TargetPolicy,
-    keys: Option<SigningKeys>,
+    keyring: Keyring,
     timeout: Duration,
     excerpt_bytes: usize,
 }
 
 impl Sender {
-    pub(crate) fn new(config: &DeliveryConfig, policy: TargetPolicy) -> Result<Self, reqwest::Error> {
+    pub(crate) fn new(config: &DeliveryConfig, policy: TargetPolicy, keyring: Keyring) -> Result<Self, reqwest::Error> {
         let client = Client::builder()
             .user_agent(concat!("outhook/", env!("CARGO_PKG_VERSION")))
             .dns_resolver(Arc::new(GuardedResolver::new(policy.clone())))
@@ -95,7 +98,7 @@ impl Sender {
         Ok(Self {
             client,
             policy,
-            keys: config.webhook_signing_secret.clone(),
+            keyring,
             timeout: config.timeout(),
             excerpt_bytes: config.response_excerpt_bytes as usize,
         })
@@ -109,7 +112,7 @@ impl Sender {
         now: OffsetDateTime,
     ) -> Result<Answer, SendError> {
         let url = self.policy.check_url(&job.client_url)?;
-        let headers = self.headers(job, traceparent, now)?;
+        let headers = self.headers(job, &url, traceparent, now)?;
         let deadline = Instant::now() + self.timeout;
         let answer = timeout_at(deadline, self.exchange(url, headers, job.payload.clone(), deadline));
         answer.await.map_err(|_| SendError::Timeout(self.timeout.as_secs()))?
@@ -155,7 +158,13 @@ impl Sender {
         }
     }
 
-    fn headers(&self, job: &Claimed, traceparent: Option<&str>, now: OffsetDateTime) -> Result<HeaderMap, SendError> {
+    fn headers(
+        &self,
+        job: &Claimed,
+        url: &Url,
+        traceparent: Option<&str>,
+        now: OffsetDateTime,
+    ) -> Result<HeaderMap, SendError> {
         let mut headers = headers::check(job.headers.as_object().ok_or(HeaderError::NotText)?)?;
         headers.entry(CONTENT_TYPE).or_insert(HeaderValue::from_static("application/json"));
         // Ours last: a job's own headers never replace them.
@@ -166,11 +175,18 @@ impl Sender {
         insert("x-webhook-job-id", &id);
         insert("x-webhook-attempt", &job.attempt.to_string());
         insert("traceparent", &child_of(traceparent, job));
-        if let Some(keys) = &self.keys {
+        if let Some(keys) = self.keyring.keys_for(job, url)? {
             let timestamp = now.unix_timestamp();
+            let signatures = keys.sign(&id, timestamp, job.payload.as_bytes());
+            // Also with a signature of GitHub's only: the id is what a receiver knows a repetition by.
             insert("webhook-id", &id);
             insert("webhook-timestamp", &timestamp.to_string());
-            insert("webhook-signature", &keys.sign(&id, timestamp, job.payload.as_bytes()));
+            if let Some(standard) = &signatures.standard {
+                insert("webhook-signature", standard);
+            }
+            if let Some(github) = &signatures.github {
+                insert("x-hub-signature-256", github);
+            }
         }
         Ok(headers)
     }
@@ -265,6 +281,8 @@ mod tests {
             client_url: String::new(),
             payload: String::new(),
             headers: serde_json::json!({}),
+            sealed_key: None,
+            destination_keys: None,
             started_at: clock::now(),
             created_at: clock::now(),
         }

@@ -97,6 +97,7 @@ fn new_job() -> NewJob {
         max_attempts: None,
         idempotency: None,
         traceparent: None,
+        sealed_key: None,
     }
 }
 
