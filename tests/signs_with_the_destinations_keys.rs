@@ -214,6 +214,10 @@ async fn a_destination_has_a_bounded_number_of_keys() {
     let sixth = stack.client.put_key(&body(60)).await;
     assert_eq!((sixth.status, &sixth.json()["error"]["code"]), (409, &"too_many_keys".into()));
     assert_eq!(stack.client.put_key(&body(0)).await.status, 200, "it ends the others, so it is alone");
+    let last = body(0);
+    let ids =
+        [stack.client.put_key(&last).await, stack.client.put_key(&last).await].map(|it| it.json()["key_id"].clone());
+    assert_eq!(ids[0], ids[1], "a caller whose answer was lost asks again");
     let signing = "SELECT count(*) FROM outhook.signing_keys WHERE state <> 'expired'";
     assert_eq!(stack.count(signing).await, 1);
     let unknown = stack.client.authorized(Method::DELETE, &format!("/destinations/keys/{}", Uuid::now_v7()));

@@ -87,6 +87,12 @@ impl SigningKey {
         self.scheme
     }
 
+    /// Whether both are the same key of the same scheme.
+    #[must_use]
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        self.scheme == other.scheme && self.text.expose_secret() == other.text.expose_secret()
+    }
+
     /// What it computes with.
     #[must_use]
     pub fn material(&self) -> KeyMaterial {

@@ -64,26 +64,41 @@ pub(crate) async fn set(
         return Err(invalid("overlap_sec: it must be at most 366 days"));
     }
     let secrets = app.config.secrets.key().ok_or(ApiError::NoSecretsKey)?;
-    let new = NewKey {
-        id: Uuid::now_v7(),
-        sealed: key.seal(secrets, Owner::Destination(&destination)),
-        destination,
-        scheme,
-        overlap: Duration::from_secs(overlap_sec),
+    let id = if let Some(id) = known(&app, &destination, &key).await? {
+        id
+    } else {
+        let sealed = key.seal(secrets, Owner::Destination(&destination));
+        let (id, overlap) = (Uuid::now_v7(), Duration::from_secs(overlap_sec));
+        store(&app, NewKey { id, destination: destination.clone(), scheme, sealed, overlap }).await?
     };
-    match destination_keys::set(&app.pool, &new).await {
-        Ok(true) => {}
-        Ok(false) => return Err(ApiError::TooManyKeys),
-        Err(error) => return Err(unanswered(&error)),
-    }
-    note("set", new.id, scheme.as_str());
     Ok(Json(json!({
-        "key_id": new.id,
-        "destination": new.destination,
+        "key_id": id,
+        "destination": destination,
         "scheme": scheme.as_str(),
         "public_key": key.public_key(),
-        "overlap_sec": overlap_sec,
     })))
+}
+
+/// The key's id if it is the newest of its scheme already: a caller whose answer was lost asks again, and must not
+/// start a rotation from the key to itself.
+async fn known(app: &App, destination: &str, key: &SigningKey) -> Result<Option<Uuid>, ApiError> {
+    let stored = destination_keys::list(&app.pool, destination).await.map_err(|error| unanswered(&error))?;
+    let open = |stored: &StoredKey| {
+        SigningKey::open(&app.config.secrets, Owner::Destination(destination), &stored.sealed).ok()
+    };
+    let newest = stored.iter().find(|it| it.scheme == key.scheme().as_str() && it.expires_at.is_none());
+    Ok(newest.filter(|it| open(it).is_some_and(|opened| opened.is_same_as(key))).map(|it| it.id))
+}
+
+async fn store(app: &App, key: NewKey) -> Result<Uuid, ApiError> {
+    match destination_keys::set(&app.pool, &key).await {
+        Ok(true) => {
+            note("set", key.id, key.scheme.as_str());
+            Ok(key.id)
+        }
+        Ok(false) => Err(ApiError::TooManyKeys),
+        Err(error) => Err(unanswered(&error)),
+    }
 }
 
 /// Lists the keys of `?destination=…` or of `?client_url=…`, the newest first.
