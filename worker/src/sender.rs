@@ -176,16 +176,8 @@ impl Sender {
         insert("x-webhook-attempt", &job.attempt.to_string());
         insert("traceparent", &child_of(traceparent, job));
         if let Some(keys) = self.keyring.keys_for(job, url)? {
-            let timestamp = now.unix_timestamp();
-            let signatures = keys.sign(&id, timestamp, job.payload.as_bytes());
-            // Also with a signature of GitHub's only: the id is what a receiver knows a repetition by.
-            insert("webhook-id", &id);
-            insert("webhook-timestamp", &timestamp.to_string());
-            if let Some(standard) = &signatures.standard {
-                insert("webhook-signature", standard);
-            }
-            if let Some(github) = &signatures.github {
-                insert("x-hub-signature-256", github);
+            for (name, value) in keys.headers(&id, now.unix_timestamp(), job.payload.as_bytes()) {
+                insert(name, &value);
             }
         }
         Ok(headers)

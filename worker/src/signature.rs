@@ -47,6 +47,16 @@ impl SigningKeys {
         Self(keys.iter().map(Key::new).collect())
     }
 
+    /// The headers of one signed attempt. Id and time are there also with a signature of GitHub's only: the id is what
+    /// a receiver knows a repetition by.
+    pub(crate) fn headers(&self, id: &str, timestamp: i64, body: &[u8]) -> Vec<(&'static str, String)> {
+        let Signatures { standard, github } = self.sign(id, timestamp, body);
+        let mut headers = vec![("webhook-id", id.to_owned()), ("webhook-timestamp", timestamp.to_string())];
+        headers.extend(standard.map(|signatures| ("webhook-signature", signatures)));
+        headers.extend(github.map(|signature| ("x-hub-signature-256", signature)));
+        headers
+    }
+
     /// Signs one attempt. `id` must not contain a `.`; `timestamp` is in seconds since 1970.
     pub(crate) fn sign(&self, id: &str, timestamp: i64, body: &[u8]) -> Signatures {
         let prefix = format!("{id}.{timestamp}.");
@@ -123,6 +133,9 @@ mod tests {
         let signatures = keys(&[(Scheme::Github, "It's a Secret to Everybody")]).sign(id, 1, b"Hello, World!");
         let expected = "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17".to_owned();
         assert_eq!(signatures, Signatures { standard: None, github: Some(expected) });
+        let headers = keys(&[(Scheme::Github, "It's a Secret to Everybody")]).headers(id, 1, b"Hello, World!");
+        let names: Vec<&str> = headers.iter().map(|header| header.0).collect();
+        assert_eq!(names, ["webhook-id", "webhook-timestamp", "x-hub-signature-256"]);
     }
 
     #[test]
