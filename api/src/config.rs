@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use outbox::database::DatabaseConfig;
+use outbox::secret::SecretsConfig;
 use outbox::shutdown::ShutdownConfig;
 use outbox::target::TargetPolicy;
 use outbox::telemetry::{LogConfig, MetricsConfig};
@@ -26,6 +27,8 @@ pub struct Config {
     #[command(flatten)]
     pub(crate) targets: TargetPolicy,
     #[command(flatten)]
+    pub(crate) secrets: SecretsConfig,
+    #[command(flatten)]
     pub(crate) shutdown: ShutdownConfig,
     /// What is logged.
     #[command(flatten)]
@@ -45,7 +48,7 @@ pub(crate) struct ServerConfig {
     /// Port to listen on.
     #[arg(long, env, default_value_t = 8080)]
     pub app_port: u16,
-    /// Token that `GET /webhooks/{id}` asks for, as `Authorization: Bearer …`; at least 16 bytes.
+    /// Token that all routes but `POST /webhooks` and the probes ask for, as `Authorization: Bearer …`; at least 16 bytes.
     #[arg(long, env, hide_env_values = true, value_parser = api_token)]
     pub api_token: SecretString,
     /// Open connections; further ones wait to be accepted.
@@ -70,6 +73,10 @@ pub(crate) struct AcceptConfig {
     /// least 16 bytes each. One that starts with `whsec_` is base64, as Standard Webhooks has it.
     #[arg(long, env, hide_env_values = true, value_parser = Secrets::parse)]
     pub hmac_secret: Secrets,
+    /// Whether a signature must come with its time, as in Standard Webhooks: `true` turns `X-Signature` off, which
+    /// can be replayed.
+    #[arg(long, env, default_value_t = false, action = clap::ArgAction::Set)]
+    pub require_timestamp: bool,
     /// Jobs in one commit.
     #[arg(long, env, default_value_t = 200, value_parser = clap::value_parser!(u16).range(1..=5_000))]
     pub accept_batch_size: u16,

@@ -1,7 +1,9 @@
 //! What a caller says in the body of `POST /webhooks`, checked field by field.
 
 use outbox::headers;
+use outbox::signing_key::SigningKey;
 use outbox::target::{TargetPolicy, destination};
+use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
@@ -28,6 +30,7 @@ pub(crate) struct Envelope {
     pub max_attempts: Option<i32>,
     pub timeout_ms: Option<i32>,
     pub ordering_key: Option<String>,
+    pub signing_key: Option<SigningKey>,
 }
 
 /// The fields as they are written.
@@ -47,17 +50,14 @@ struct Written<'a> {
     timeout_ms: Option<i64>,
     #[serde(default)]
     ordering_key: Option<String>,
+    #[serde(default)]
+    signing_secret: Option<SecretString>,
 }
 
 impl Envelope {
     /// Reads and checks a body. Malformed JSON is one error, a field that cannot be used another.
     pub(crate) fn read(body: &[u8], targets: &TargetPolicy, now: OffsetDateTime) -> Result<Self, ApiError> {
-        json::check(body).map_err(|error| ApiError::MalformedJson(error.to_string()))?;
-        // An array would be taken for the fields in their order.
-        if body.trim_ascii_start().first() != Some(&b'{') {
-            return Err(invalid("the body must be an object"));
-        }
-        let written: Written = serde_json::from_slice(body).map_err(|error| invalid(error.to_string()))?;
+        let written: Written = json::read(body)?;
         let url = targets.check_url(&written.client_url).map_err(|refused| {
             metrics::counter!("outhook_api_targets_refused_total", "reason" => refused.reason()).increment(1);
             invalid(format!("client_url: {refused}"))
@@ -76,6 +76,7 @@ impl Envelope {
             max_attempts: written.max_attempts.map(max_attempts).transpose()?,
             timeout_ms: written.timeout_ms.map(timeout_ms).transpose()?,
             ordering_key: written.ordering_key.map(ordering_key).transpose()?,
+            signing_key: written.signing_secret.as_ref().map(signing_key).transpose()?,
         })
     }
 }
@@ -128,4 +129,8 @@ fn ordering_key(key: String) -> Result<String, ApiError> {
         return Err(invalid("ordering_key: it must be 1 to 255 bytes without U+0000"));
     }
     Ok(key)
+}
+
+fn signing_key(secret: &SecretString) -> Result<SigningKey, ApiError> {
+    SigningKey::parse_standard(secret.expose_secret()).map_err(|error| invalid(format!("signing_secret: {error}")))
 }

@@ -4,6 +4,7 @@
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use outbox::destination_keys::MAX_KEYS;
 
 /// What is wrong with a request, or with us.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,12 +27,16 @@ pub(crate) enum ApiError {
     IdempotencyConflict,
     /// The job is being delivered, or has ended otherwise.
     TooLateToCancel,
+    /// The destination has as many signing keys as it may.
+    TooManyKeys,
     /// The body is longer than this many bytes.
     BodyTooLarge(u32),
     /// Not JSON, or compressed.
     UnsupportedMediaType(&'static str),
     /// The JSON is well-formed, what it says is not.
     InvalidField(String),
+    /// A secret cannot be stored: there is nothing to seal it with.
+    NoSecretsKey,
     /// Too many wait already.
     Overloaded,
     /// Postgres is away or full. Whether the job was stored is not known.
@@ -52,9 +57,11 @@ impl ApiError {
             Self::BodyTimeout => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
             Self::IdempotencyConflict => (StatusCode::CONFLICT, "idempotency_conflict"),
             Self::TooLateToCancel => (StatusCode::CONFLICT, "too_late"),
+            Self::TooManyKeys => (StatusCode::CONFLICT, "too_many_keys"),
             Self::BodyTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
             Self::UnsupportedMediaType(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
             Self::InvalidField(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_field"),
+            Self::NoSecretsKey => (StatusCode::NOT_IMPLEMENTED, "secrets_key_missing"),
             Self::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "overloaded"),
             Self::Unavailable | Self::Unanswered => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
         }
@@ -72,9 +79,13 @@ impl ApiError {
             Self::TooLateToCancel => {
                 "the job is being delivered or has ended: only a pending one can be cancelled".to_owned()
             }
+            Self::TooManyKeys => {
+                format!("a destination has at most {MAX_KEYS} signing keys that have not expired: remove one first")
+            }
             Self::BodyTooLarge(limit) => format!("the body is longer than {limit} bytes"),
             Self::MalformedHeader(what) | Self::UnsupportedMediaType(what) => (*what).to_owned(),
             Self::InvalidField(what) => what.clone(),
+            Self::NoSecretsKey => "this service stores no secrets: its SECRETS_KEY is not set".to_owned(),
             Self::Overloaded => "too many requests wait already; try again".to_owned(),
             Self::Unavailable => {
                 "the job may or may not be stored; send it again with the same Idempotency-Key".to_owned()

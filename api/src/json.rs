@@ -8,9 +8,21 @@ use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
+use crate::error::ApiError;
+
 /// Checks that the bytes are one JSON text (RFC 8259) and nothing else. Errors say where it is not.
-pub(crate) fn check(bytes: &[u8]) -> Result<(), serde_json::Error> {
+fn check(bytes: &[u8]) -> Result<(), serde_json::Error> {
     serde_json::from_slice::<Strict>(bytes).map(|Strict| ())
+}
+
+/// Checks and reads a body that is an object. Malformed JSON is one error, a field that cannot be used another.
+pub(crate) fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, ApiError> {
+    check(body).map_err(|error| ApiError::MalformedJson(error.to_string()))?;
+    // An array would be taken for the fields in their order.
+    if body.trim_ascii_start().first() != Some(&b'{') {
+        return Err(ApiError::InvalidField("the body must be an object".to_owned()));
+    }
+    serde_json::from_slice(body).map_err(|error| ApiError::InvalidField(error.to_string()))
 }
 
 /// A JSON value that was looked at and thrown away.

@@ -1,6 +1,7 @@
 //! The api: accepts signed webhooks. A 202 is sent only after the commit that holds the job and its
 //! outbox row.
 
+mod authorized;
 mod body;
 mod config;
 mod envelope;
@@ -18,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post, put};
 use axum::{Router, middleware};
 use metrics_exporter_prometheus::PrometheusHandle;
 use outbox::notify::Notifier;
@@ -95,6 +96,8 @@ fn router(app: Arc<App>) -> Router {
     Router::new()
         .route("/webhooks", post(routes::accept::accept))
         .route("/webhooks/{id}", get(routes::show::show).delete(routes::cancel::cancel))
+        .route("/destinations/keys", put(routes::destination_keys::set).get(routes::destination_keys::list))
+        .route("/destinations/keys/{id}", delete(routes::destination_keys::remove))
         .route("/health", get(routes::probes::health))
         .route("/ready", get(routes::probes::ready))
         .route("/metrics", get(routes::probes::metrics))

@@ -5,6 +5,8 @@
 //!   time, so it can be replayed; an `Idempotency-Key` makes a replay harmless.
 //! - Standard Webhooks 1.0.0: `webhook-id`, `webhook-timestamp` and `webhook-signature`. Within its 300 s the
 //!   id serves as idempotency key, so a replay finds the job it made.
+//!
+//! `REQUIRE_TIMESTAMP` leaves only the second.
 
 use axum::http::HeaderMap;
 use base64::Engine;
@@ -58,8 +60,17 @@ impl Secrets {
         text.split(',').map(|secret| Secret::parse(secret.trim())).collect::<Result<_, _>>().map(Self)
     }
 
-    /// Verifies a request by whichever scheme its headers speak.
-    pub(crate) fn verify(&self, headers: &HeaderMap, body: &[u8], now: OffsetDateTime) -> Result<Verified, ApiError> {
+    /// Verifies a request by whichever scheme its headers speak, or only by the one with a timestamp.
+    pub(crate) fn verify(
+        &self,
+        headers: &HeaderMap,
+        body: &[u8],
+        now: OffsetDateTime,
+        require_timestamp: bool,
+    ) -> Result<Verified, ApiError> {
+        if require_timestamp {
+            return self.verify_standard(headers, body, now);
+        }
         if headers.contains_key("x-signature") || !headers.contains_key("webhook-signature") {
             return self.verify_plain(headers, body);
         }
@@ -171,7 +182,7 @@ mod tests {
 
     fn verify(secrets: &str, pairs: Pairs, body: &[u8]) -> Result<Verified, ApiError> {
         let now = OffsetDateTime::from_unix_timestamp(1_614_265_330).expect("a moment");
-        Secrets::parse(secrets).expect("secrets").verify(&headers(pairs), body, now)
+        Secrets::parse(secrets).expect("secrets").verify(&headers(pairs), body, now, false)
     }
 
     #[test]
@@ -206,6 +217,21 @@ mod tests {
         let rotation = format!("the-new-secret-of-all, {SECRET}");
         assert!(verify(&rotation, &[("x-signature", &good)], BODY).is_ok());
         assert!(verify("the-new-secret-of-all", &[("x-signature", &good)], BODY).is_err());
+    }
+
+    #[test]
+    fn where_a_timestamp_is_required_only_the_scheme_with_one_is_taken() {
+        let now = OffsetDateTime::from_unix_timestamp(1_614_265_330).expect("a moment");
+        let verify = |secret: &str, pairs: Pairs, body: &[u8]| {
+            Secrets::parse(secret).expect("secrets").verify(&headers(pairs), body, now, true)
+        };
+        let good = format!("sha256={VECTOR}");
+        assert_eq!(verify(SECRET, &[("x-signature", &good)], BODY), Err(ApiError::Unauthorized));
+        let standard =
+            [("webhook-id", ID), ("webhook-timestamp", "1614265330"), ("webhook-signature", STANDARD_SIGNATURE)];
+        assert!(verify(STANDARD_KEY, &standard, STANDARD_BODY).is_ok());
+        let both = [&standard[..], &[("x-signature", "sha256=00")]].concat();
+        assert!(verify(STANDARD_KEY, &both, STANDARD_BODY).is_ok(), "the other header counts for nothing");
     }
 
     #[test]

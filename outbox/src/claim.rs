@@ -6,14 +6,17 @@
 
 use std::time::Duration;
 
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
+use url::Url;
 use uuid::Uuid;
 
 use crate::database::on_connection;
+use crate::destination_keys;
 use crate::job::Status;
 use crate::kill_point_in;
 use crate::message::Message;
+use crate::target::destination;
 
 /// A job that this worker may attempt now, once.
 #[derive(Clone, Debug)]
@@ -40,6 +43,10 @@ pub struct Claimed {
     pub started_at: OffsetDateTime,
     /// When the job was accepted.
     pub created_at: OffsetDateTime,
+    /// The job's own signing key, sealed for it.
+    pub sealed_key: Option<Vec<u8>>,
+    /// Instead, the keys of its destination that sign now, sealed for that, the newest first.
+    pub destination_keys: Option<Vec<Vec<u8>>>,
 }
 
 /// How long a claim owns its job.
@@ -78,15 +85,21 @@ pub async fn claim(
         ) AS free
         WHERE job.id = free.id
         RETURNING job.id AS job_id, job.attempt, job.retry_count, job.max_attempts, job.timeout_ms, job.ordering_key,
-                  job.client_url, job.payload, job.headers, job.updated_at AS started_at, job.created_at"#,
+                  job.client_url, job.payload, job.headers, job.updated_at AS started_at, job.created_at, job.sealed_key,
+                  -- Asked once a statement: while there are no keys at all, the jobs pay nothing for them.
+                  CASE WHEN job.sealed_key IS NULL AND EXISTS (SELECT FROM destination_keys) THEN '{}'::bytea[] END
+                      AS destination_keys"#,
         &job_ids,
         &attempts,
         worker,
         lease.timeout.as_secs_f64(),
         lease.margin.as_secs_f64(),
     );
-    on_connection(pool, async |connection| kill_point_in!("worker.in_claim", statement.fetch_all(connection)).await)
-        .await
+    on_connection(pool, async |connection| {
+        let claimed = kill_point_in!("worker.in_claim", statement.fetch_all(&mut *connection)).await?;
+        add_destination_keys(connection, claimed).await
+    })
+    .await
 }
 
 /// Finds what an earlier [`claim`] under the same name took without our hearing of it, and starts its lease
@@ -108,13 +121,44 @@ pub async fn recover_claim(
             lease_until = now() + make_interval(secs => coalesce(job.timeout_ms / 1000.0::float8, $3) + $4)
         WHERE id = ANY($1) AND status = 'processing' AND claimed_by = $2
         RETURNING job.id AS job_id, job.attempt, job.retry_count, job.max_attempts, job.timeout_ms, job.ordering_key,
-                  job.client_url, job.payload, job.headers, job.updated_at AS started_at, job.created_at"#,
+                  job.client_url, job.payload, job.headers, job.updated_at AS started_at, job.created_at, job.sealed_key,
+                  -- Asked once a statement: while there are no keys at all, the jobs pay nothing for them.
+                  CASE WHEN job.sealed_key IS NULL AND EXISTS (SELECT FROM destination_keys) THEN '{}'::bytea[] END
+                      AS destination_keys"#,
         &job_ids,
         worker,
         lease.timeout.as_secs_f64(),
         lease.margin.as_secs_f64(),
     );
-    on_connection(pool, async |connection| statement.fetch_all(connection).await).await
+    on_connection(pool, async |connection| {
+        let claimed = statement.fetch_all(&mut *connection).await?;
+        add_destination_keys(connection, claimed).await
+    })
+    .await
+}
+
+/// Reads the keys of the jobs' destinations where the claim says that there may be some: one more statement for
+/// the batch, and none without keys. Read after every claim and kept nowhere, so that a key signs, and a removed
+/// one does not, from its commit on. If this fails, the claim is recovered by its name.
+async fn add_destination_keys(
+    connection: &mut PgConnection,
+    mut claimed: Vec<Claimed>,
+) -> Result<Vec<Claimed>, sqlx::Error> {
+    let may_have_keys = |job: &&Claimed| job.destination_keys.is_some();
+    let destinations: Vec<String> = claimed.iter().filter(may_have_keys).filter_map(destination_of).collect();
+    if destinations.is_empty() {
+        return Ok(claimed);
+    }
+    let keys = destination_keys::signing_now(connection, &destinations).await?;
+    for job in claimed.iter_mut().filter(|job| job.destination_keys.is_some()) {
+        job.destination_keys = destination_of(job).and_then(|destination| keys.get(&destination).cloned());
+    }
+    Ok(claimed)
+}
+
+/// `None` for a URL that will be refused: `outhook.enqueue` lets some of those through.
+fn destination_of(job: &Claimed) -> Option<String> {
+    Url::parse(&job.client_url).ok().map(|url| destination(&url))
 }
 
 /// How the job of a refused message stands.

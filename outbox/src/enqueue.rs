@@ -38,6 +38,8 @@ pub struct NewJob {
     pub idempotency: Option<Idempotency>,
     /// W3C trace context of the request.
     pub traceparent: Option<String>,
+    /// A signing key of its own, sealed for this job ([`crate::secret`]).
+    pub sealed_key: Option<Vec<u8>>,
 }
 
 /// One job a key; the same key with another request is a conflict.
@@ -109,19 +111,20 @@ async fn insert(connection: &mut PgConnection, jobs: &[NewJob]) -> Result<Vec<Uu
     let destinations = column(|job| Some(&job.destination));
     let ordering_keys = column(|job| job.ordering_key.as_deref());
     let timeouts: Vec<_> = jobs.iter().map(|job| job.timeout_ms).collect();
+    let sealed_keys: Vec<_> = jobs.iter().map(|job| job.sealed_key.as_deref()).collect();
 
     sqlx::query_scalar!(
         r#"-- accept_jobs
         WITH accepted AS (
             INSERT INTO webhook_jobs
                 (id, outbox_id, deliver_at, max_attempts, timeout_ms, client_url, headers, idempotency_key, body_hash,
-                 ordering_key, payload)
+                 ordering_key, payload, sealed_key)
             SELECT id, nextval('outbox_id_seq'), coalesce(deliver_at, now()), max_attempts, timeout_ms, client_url, headers,
-                   idempotency_key, body_hash, ordering_key, payload
+                   idempotency_key, body_hash, ordering_key, payload, sealed_key
             FROM unnest($1::uuid[], $2::text[], $3::text[], $4::jsonb[], $5::timestamptz[], $6::integer[], $7::text[],
-                        $8::bytea[], $9::integer[], $10::text[])
+                        $8::bytea[], $9::integer[], $10::text[], $13::bytea[])
                 AS job (id, client_url, payload, headers, deliver_at, max_attempts, idempotency_key, body_hash,
-                        timeout_ms, ordering_key)
+                        timeout_ms, ordering_key, sealed_key)
             -- A known key writes nothing. One that another transaction is writing is waited for.
             ON CONFLICT DO NOTHING
             RETURNING id, outbox_id, deliver_at, ordering_key
@@ -142,6 +145,7 @@ async fn insert(connection: &mut PgConnection, jobs: &[NewJob]) -> Result<Vec<Uu
         &ordering_keys as _,
         &traceparents as _,
         &destinations as _,
+        &sealed_keys as _,
     )
     .fetch_all(connection)
     .await

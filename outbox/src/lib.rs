@@ -9,6 +9,7 @@
 pub mod cancel;
 pub mod claim;
 pub mod destination;
+pub mod destination_keys;
 pub mod due;
 pub mod enqueue;
 pub mod headers;
@@ -16,7 +17,9 @@ pub mod job;
 pub mod message;
 pub mod ordering;
 pub mod retry;
+pub mod secret;
 pub mod settle;
+pub mod signing_key;
 pub mod target;
 pub mod topology;
 

@@ -115,6 +115,7 @@ impl Replay {
             ordering_key: None,
             idempotency: None,
             traceparent: None,
+            sealed_key: None,
         };
         let accepted = accept(&self.ground.pool, &[job]).await.expect("it is answered");
         assert_eq!(accepted, [Accepted::New(id)]);

@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hmac::{Hmac, KeyInit, Mac};
-use reqwest::RequestBuilder;
 use reqwest::header::HeaderMap;
+use reqwest::{Method, RequestBuilder};
 use serde_json::Value;
 use sha2::Sha256;
 use uuid::Uuid;
@@ -140,6 +140,11 @@ impl Client {
     /// A `DELETE /webhooks/{id}`, without a token.
     pub fn delete(&self, id: Uuid) -> RequestBuilder {
         self.0.http.delete(format!("{}/webhooks/{id}", self.0.url))
+    }
+
+    /// A request with the token.
+    pub fn authorized(&self, method: Method, path: &str) -> RequestBuilder {
+        self.0.http.request(method, format!("{}{path}", self.0.url)).bearer_auth(&self.0.api_token)
     }
 
     /// Asks for a job to be cancelled.

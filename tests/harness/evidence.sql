@@ -32,11 +32,12 @@ SELECT format('job %s went from %s to %s at attempt %s -> %s (%s)', job_id, old_
 FROM harness.transitions
 WHERE new_attempt - old_attempt <> (new_status = 'processing')::integer;
 
--- I9: the receiver got the accepted bytes, with a signature that verifies
+-- I9: the receiver got the accepted bytes, with a signature that verifies (or that the test itself verifies, where its
+-- receiver has no key)
 SELECT format('delivery %s of job %s, attempt %s: %s; body %s', received.sequence, received.job_id, received.attempt,
               received.signature, left(encode(received.body, 'escape'), 80))
 FROM harness.received LEFT JOIN webhook_jobs AS job ON job.id = received.job_id
-WHERE received.signature <> 'signature verified'
+WHERE received.signature NOT IN ('signature verified', 'signature not checked (no secret)')
    OR job.id IS NULL
    OR received.body <> convert_to(job.payload, 'UTF8');
 

@@ -19,6 +19,7 @@ pub mod management;
 pub mod processes;
 pub mod raw_server;
 pub mod servers;
+pub mod signing;
 pub mod small_disk;
 pub mod tcp_proxy;
 pub mod wait;

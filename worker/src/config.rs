@@ -7,6 +7,7 @@ use outbox::claim::Lease;
 use outbox::database::DatabaseConfig;
 use outbox::destination::CoolDown;
 use outbox::retry::RetryPolicy;
+use outbox::secret::SecretsConfig;
 use outbox::shutdown::ShutdownConfig;
 use outbox::target::TargetPolicy;
 use outbox::telemetry::{LogConfig, MetricsConfig};
@@ -40,6 +41,8 @@ pub struct Config {
     #[command(flatten)]
     pub(crate) egress: EgressConfig,
     #[command(flatten)]
+    pub(crate) secrets: SecretsConfig,
+    #[command(flatten)]
     pub(crate) shutdown: ShutdownConfig,
     /// What is logged.
     #[command(flatten)]
@@ -70,7 +73,8 @@ pub(crate) struct DeliveryConfig {
     #[arg(long, env, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=300))]
     http_client_timeout_sec: u64,
     /// Key that deliveries are signed with (`whsec_` and the base64 of 24 to 64 bytes), as of Standard
-    /// Webhooks; several, separated by commas, sign side by side during a rotation. Unsigned when unset.
+    /// Webhooks; several, separated by commas, sign side by side during a rotation. Keys of a destination or
+    /// of a job replace it. Without any of these, deliveries are unsigned.
     #[arg(long, env, hide_env_values = true, value_parser = SigningKeys::parse)]
     pub webhook_signing_secret: Option<SigningKeys>,
     /// Bytes of a response body that are kept with its attempt.

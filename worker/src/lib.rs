@@ -8,6 +8,7 @@ mod consumer;
 mod deliver;
 mod egress;
 mod intake;
+mod keyring;
 mod outcome;
 mod reporter;
 mod send_error;
@@ -35,6 +36,7 @@ pub use egress::KeyMismatch;
 
 use crate::consumer::{Desk, Stopped};
 use crate::intake::{Intake, Progress};
+use crate::keyring::Keyring;
 use crate::reporter::Reporter;
 use crate::sender::Sender;
 use crate::settler::Settler;
@@ -75,10 +77,11 @@ impl Worker {
     fn start(config: Config, progress: mpsc::Sender<Progress>) -> anyhow::Result<Arc<Self>> {
         let pool = config.database.pool("outhook-worker", DATABASE_CONNECTIONS, ACQUIRE_TIMEOUT);
         let notifier = Notifier::start(config.database.pool("outhook-worker notify", 1, ACQUIRE_TIMEOUT));
+        let keyring = Keyring::new(config.secrets.clone(), config.delivery.webhook_signing_secret.clone());
         let hostname = whoami::hostname().unwrap_or_else(|_| "worker".to_owned());
         Ok(Arc::new(Self {
             name: format!("{hostname}-{:08x}", rand::random::<u32>()),
-            sender: Sender::new(&config.delivery, config.targets.clone(), &config.egress)?,
+            sender: Sender::new(&config.delivery, config.targets.clone(), &config.egress, keyring)?,
             settler: Settler::start(pool.clone(), notifier, config.delivery.prefetch().into()),
             claims: AtomicU64::new(0),
             reporter: Reporter::start(pool.clone(), config.fairness.cool_down()),

@@ -65,7 +65,7 @@ pub(crate) fn finding(
             Some(Finding { failed: answer.status >= 500, slow_down, error: http(exchange) })
         }
         // Nothing was sent, or nobody waited for the answer.
-        Err(SendError::Target(_) | SendError::Headers(_) | SendError::Stopped) => None,
+        Err(SendError::Target(_) | SendError::Headers(_) | SendError::Key(_) | SendError::Stopped) => None,
         Err(error) => Some(Finding { failed: true, slow_down: None, error: error.to_string() }),
     }
 }
@@ -194,6 +194,8 @@ mod tests {
             client_url: String::new(),
             payload: String::new(),
             headers: serde_json::json!({}),
+            sealed_key: None,
+            destination_keys: None,
             started_at: NOW,
             created_at: NOW,
         }

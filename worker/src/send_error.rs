@@ -8,6 +8,7 @@ use outbox::headers::HeaderError;
 use outbox::target::TargetError;
 use rustls::{AlertDescription, CertificateError};
 
+use crate::keyring::KeyError;
 use crate::target_guard::NameError;
 
 /// Linux' numbers for "too many open files": of the system, and of the process.
@@ -23,6 +24,9 @@ pub(crate) enum SendError {
     /// The job's own headers cannot be sent. Nothing was.
     #[error("{0}")]
     Headers(#[from] HeaderError),
+    /// It cannot be signed as it must be. Nothing was sent.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// The name does not resolve, perhaps only now.
     #[error("{0}")]
     Name(String),

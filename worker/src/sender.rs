@@ -16,9 +16,9 @@ use url::Url;
 
 use crate::config::DeliveryConfig;
 use crate::egress::EgressConfig;
+use crate::keyring::Keyring;
 pub(crate) use crate::send_error::SendError;
 use crate::send_error::{describe, lacks_descriptors};
-use crate::signature::SigningKeys;
 use crate::target_guard::{GuardedResolver, Lookup, SystemLookup};
 
 /// A connection that is not used for this long is closed. Sooner than most receivers close it, whose time is
@@ -48,7 +48,7 @@ pub(crate) struct Sender {
     policy: TargetPolicy,
     /// Whether connections lead to a proxy, whose own address is none of the policy's business.
     by_proxy: bool,
-    keys: Option<SigningKeys>,
+    keyring: Keyring,
     timeout: Duration,
     excerpt_bytes: usize,
 }
@@ -58,14 +58,16 @@ impl Sender {
         config: &DeliveryConfig,
         policy: TargetPolicy,
         egress: &EgressConfig,
+        keyring: Keyring,
     ) -> Result<Self, reqwest::Error> {
-        Self::with_lookup(config, policy, egress, SystemLookup)
+        Self::with_lookup(config, policy, egress, keyring, SystemLookup)
     }
 
     fn with_lookup(
         config: &DeliveryConfig,
         policy: TargetPolicy,
         egress: &EgressConfig,
+        keyring: Keyring,
         lookup: impl Lookup,
     ) -> Result<Self, reqwest::Error> {
         let mut builder = Client::builder()
@@ -88,7 +90,7 @@ impl Sender {
             client: builder.build()?,
             policy,
             by_proxy: egress.has_proxy(),
-            keys: config.webhook_signing_secret.clone(),
+            keyring,
             timeout: config.timeout(),
             excerpt_bytes: config.response_excerpt_bytes as usize,
         })
@@ -115,7 +117,7 @@ impl Sender {
         now: OffsetDateTime,
     ) -> Result<Answer, SendError> {
         let url = self.policy.check_url(&job.client_url)?;
-        let headers = self.headers(job, traceparent, now)?;
+        let headers = self.headers(job, &url, traceparent, now)?;
         let own = job.timeout_ms.map(|timeout| Duration::from_millis(timeout.unsigned_abs().into()));
         let timeout = own.unwrap_or(self.timeout);
         let deadline = Instant::now() + timeout;
@@ -163,7 +165,13 @@ impl Sender {
         }
     }
 
-    fn headers(&self, job: &Claimed, traceparent: Option<&str>, now: OffsetDateTime) -> Result<HeaderMap, SendError> {
+    fn headers(
+        &self,
+        job: &Claimed,
+        url: &Url,
+        traceparent: Option<&str>,
+        now: OffsetDateTime,
+    ) -> Result<HeaderMap, SendError> {
         let mut headers = headers::check(job.headers.as_object().ok_or(HeaderError::NotText)?)?;
         headers.entry(CONTENT_TYPE).or_insert(HeaderValue::from_static("application/json"));
         // Ours last: a job's own headers never replace them.
@@ -174,11 +182,10 @@ impl Sender {
         insert("x-webhook-job-id", &id);
         insert("x-webhook-attempt", &job.attempt.to_string());
         insert("traceparent", &child_of(traceparent, job));
-        if let Some(keys) = &self.keys {
-            let timestamp = now.unix_timestamp();
-            insert("webhook-id", &id);
-            insert("webhook-timestamp", &timestamp.to_string());
-            insert("webhook-signature", &keys.sign(&id, timestamp, job.payload.as_bytes()));
+        if let Some(keys) = self.keyring.keys_for(job, url)? {
+            for (name, value) in keys.headers(&id, now.unix_timestamp(), job.payload.as_bytes()) {
+                insert(name, &value);
+            }
         }
         Ok(headers)
     }
@@ -233,6 +240,8 @@ mod tests {
             client_url: String::new(),
             payload: String::new(),
             headers: serde_json::json!({}),
+            sealed_key: None,
+            destination_keys: None,
             started_at: clock::now(),
             created_at: clock::now(),
         }

@@ -9,6 +9,8 @@ use axum::http::{HeaderMap, StatusCode};
 use outbox::clock;
 use outbox::enqueue::{Accepted, Idempotency, NewJob};
 use outbox::job::Status;
+use outbox::secret::Owner;
+use outbox::signing_key::SigningKey;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
@@ -28,13 +30,17 @@ pub(crate) async fn accept(
     let body = body::read(&head.headers, body, &app.config.server).await?;
 
     let now = clock::now();
-    let verified = app.config.accept.hmac_secret.verify(&head.headers, &body, now)?;
+    let verified =
+        app.config.accept.hmac_secret.verify(&head.headers, &body, now, app.config.accept.require_timestamp)?;
     // The signed id before the header that is not signed: with that, a replay would make another job.
     let header = idempotency_key(&head.headers)?;
     let key = verified.webhook_id.or(header);
-    let envelope = Envelope::read(&body, &app.config.targets, now)?;
+    let mut envelope = Envelope::read(&body, &app.config.targets, now)?;
+    let signing_key = envelope.signing_key.take();
 
-    let accepted = app.ingest.accept(new_job(envelope, key, &body, traceparent(&head.headers))).await?;
+    let mut job = new_job(envelope, key, &body, traceparent(&head.headers));
+    job.sealed_key = signing_key.map(|key| seal(&app, job.id, &key)).transpose()?;
+    let accepted = app.ingest.accept(job).await?;
     receipt(&accepted)
 }
 
@@ -51,7 +57,14 @@ fn new_job(envelope: Envelope, key: Option<String>, body: &[u8], traceparent: Op
         ordering_key: envelope.ordering_key,
         idempotency: key.map(|key| Idempotency { key, body_hash: Sha256::digest(body).into() }),
         traceparent,
+        sealed_key: None,
     }
+}
+
+/// For this job only: in the row of another it cannot be opened.
+fn seal(app: &App, job_id: Uuid, key: &SigningKey) -> Result<Vec<u8>, ApiError> {
+    let secrets = app.config.secrets.key().ok_or(ApiError::NoSecretsKey)?;
+    Ok(key.seal(secrets, Owner::Job(job_id)))
 }
 
 fn receipt(accepted: &Accepted) -> Result<(StatusCode, Json<Receipt>), ApiError> {

@@ -12,12 +12,12 @@ use crate::App;
 use crate::error::ApiError;
 use crate::owned_job::OwnedJob;
 
-/// The job as it is in the database, without payload and headers.
+/// The job as it is in the database, without payload, headers and signing key.
 pub(crate) async fn show(State(app): State<Arc<App>>, OwnedJob(id): OwnedJob) -> Result<Json<Value>, ApiError> {
     // One statement, one snapshot: a job is never shown between two of its states.
     let statement = sqlx::query_scalar!(
         r#"-- show_job
-        SELECT to_jsonb(job) - 'payload' - 'headers' - 'body_hash' || jsonb_build_object(
+        SELECT to_jsonb(job) - 'payload' - 'headers' - 'body_hash' - 'sealed_key' || jsonb_build_object(
             'payload_bytes', octet_length(job.payload),
             'attempts', coalesce((SELECT jsonb_agg(to_jsonb(tried) - 'job_id' ORDER BY tried.attempt)
                                   FROM webhook_attempts AS tried WHERE tried.job_id = job.id), '[]'),

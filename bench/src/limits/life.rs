@@ -101,6 +101,7 @@ fn new_job() -> NewJob {
         ordering_key: None,
         idempotency: None,
         traceparent: None,
+        sealed_key: None,
     }
 }
 

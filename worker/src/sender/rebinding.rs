@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use clap::Parser;
 use outbox::clock;
+use outbox::secret::SecretsConfig;
 use outbox::target::TargetError;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -70,7 +71,9 @@ impl Ground {
         let arguments = ["process", "--allow-networks", "127.0.0.0/8", "--deny-networks", "127.0.0.2/32"];
         let Process { delivery, targets } = Process::try_parse_from(arguments).expect("the options are right");
         let lookup = Rebinding { answers, questions: Arc::clone(&self.questions) };
-        Sender::with_lookup(&delivery, targets, &EgressConfig::default(), lookup).expect("a client can be built")
+        let unsigned = Keyring::new(SecretsConfig::default(), None);
+        Sender::with_lookup(&delivery, targets, &EgressConfig::default(), unsigned, lookup)
+            .expect("a client can be built")
     }
 
     async fn post(&self, sender: &Sender) -> Result<u16, SendError> {

@@ -1,0 +1,170 @@
+//! `/destinations/keys`: the keys that deliveries to a destination are signed with, for whoever has the token. No
+//! answer ever holds a key, but for the public one of a pair.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{RawQuery, Request, State};
+use outbox::destination_keys::{self, NewKey, StoredKey};
+use outbox::secret::Owner;
+use outbox::signing_key::{Scheme, SigningKey};
+use outbox::target::destination;
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tracing::{info, warn};
+use url::form_urlencoded;
+use uuid::Uuid;
+
+use crate::App;
+use crate::authorized::Authorized;
+use crate::body;
+use crate::error::ApiError;
+use crate::json;
+use crate::owned_job::OwnedKey;
+
+/// For how long earlier keys sign on, in seconds, unless it is said; and at the most.
+const DEFAULT_OVERLAP_SEC: u64 = 24 * 60 * 60;
+const MAX_OVERLAP_SEC: u64 = 366 * DEFAULT_OVERLAP_SEC;
+
+/// The fields of `PUT /destinations/keys` as they are written.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    #[serde(default)]
+    client_url: Option<String>,
+    #[serde(default)]
+    destination: Option<String>,
+    scheme: String,
+    secret: SecretString,
+    #[serde(default)]
+    overlap_sec: Option<u64>,
+}
+
+/// Sets a key. The earlier ones of its scheme sign beside it until the overlap is over.
+pub(crate) async fn set(
+    State(app): State<Arc<App>>,
+    _: Authorized,
+    request: Request<Body>,
+) -> Result<Json<Value>, ApiError> {
+    let (head, body) = request.into_parts();
+    body::require_json(&head.headers)?;
+    let body = body::read(&head.headers, body, &app.config.server).await?;
+    let written: Written = json::read(&body)?;
+    let destination = destination_in(&app, written.client_url.as_deref(), written.destination.as_deref())?;
+    let scheme = Scheme::from_text(&written.scheme).ok_or_else(|| invalid("scheme: it must be v1, v1a or github"))?;
+    let key = SigningKey::parse(scheme, written.secret.expose_secret())
+        .map_err(|error| invalid(format!("secret: {error}")))?;
+    let overlap_sec = written.overlap_sec.unwrap_or(DEFAULT_OVERLAP_SEC);
+    if overlap_sec > MAX_OVERLAP_SEC {
+        return Err(invalid("overlap_sec: it must be at most 366 days"));
+    }
+    let secrets = app.config.secrets.key().ok_or(ApiError::NoSecretsKey)?;
+    let id = if let Some(id) = known(&app, &destination, &key).await? {
+        id
+    } else {
+        let sealed = key.seal(secrets, Owner::Destination(&destination));
+        let (id, overlap) = (Uuid::now_v7(), Duration::from_secs(overlap_sec));
+        store(&app, NewKey { id, destination: destination.clone(), scheme, sealed, overlap }).await?
+    };
+    Ok(Json(json!({
+        "key_id": id,
+        "destination": destination,
+        "scheme": scheme.as_str(),
+        "public_key": key.public_key(),
+    })))
+}
+
+/// The key's id if it is the newest of its scheme already: a caller whose answer was lost asks again, and must not
+/// start a rotation from the key to itself.
+async fn known(app: &App, destination: &str, key: &SigningKey) -> Result<Option<Uuid>, ApiError> {
+    let stored = destination_keys::list(&app.pool, destination).await.map_err(|error| unanswered(&error))?;
+    let open = |stored: &StoredKey| {
+        SigningKey::open(&app.config.secrets, Owner::Destination(destination), &stored.sealed).ok()
+    };
+    let newest = stored.iter().find(|it| it.scheme == key.scheme().as_str() && it.expires_at.is_none());
+    Ok(newest.filter(|it| open(it).is_some_and(|opened| opened.is_same_as(key))).map(|it| it.id))
+}
+
+async fn store(app: &App, key: NewKey) -> Result<Uuid, ApiError> {
+    match destination_keys::set(&app.pool, &key).await {
+        Ok(true) => {
+            note("set", key.id, key.scheme.as_str());
+            Ok(key.id)
+        }
+        Ok(false) => Err(ApiError::TooManyKeys),
+        Err(error) => Err(unanswered(&error)),
+    }
+}
+
+/// Lists the keys of `?destination=…` or of `?client_url=…`, the newest first.
+pub(crate) async fn list(
+    State(app): State<Arc<App>>,
+    _: Authorized,
+    RawQuery(query): RawQuery,
+) -> Result<Json<Value>, ApiError> {
+    let (mut client_url, mut named) = (None, None);
+    for (name, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
+        match name.as_ref() {
+            "client_url" => client_url = Some(value.into_owned()),
+            "destination" => named = Some(value.into_owned()),
+            _ => return Err(invalid("the query must be ?destination=… or ?client_url=…")),
+        }
+    }
+    let destination = destination_in(&app, client_url.as_deref(), named.as_deref())?;
+    let keys = destination_keys::list(&app.pool, &destination).await.map_err(|error| unanswered(&error))?;
+    let keys: Vec<Value> = keys.iter().map(|key| shown(&app, &destination, key)).collect();
+    Ok(Json(json!({ "destination": destination, "keys": keys })))
+}
+
+/// Removes a key at once.
+pub(crate) async fn remove(State(app): State<Arc<App>>, OwnedKey(id): OwnedKey) -> Result<Json<Value>, ApiError> {
+    let removed = destination_keys::remove(&app.pool, id).await.map_err(|error| unanswered(&error))?;
+    let scheme = removed.ok_or(ApiError::NotFound)?;
+    note("removed", id, &scheme);
+    Ok(Json(json!({ "key_id": id, "message": "key is removed and signs nothing more" })))
+}
+
+/// The destination of whichever of the two is there; a URL that may not be delivered to has none.
+fn destination_in(app: &App, client_url: Option<&str>, named: Option<&str>) -> Result<String, ApiError> {
+    let (field, url) = match (client_url, named) {
+        (Some(url), None) => ("client_url", url),
+        (None, Some(url)) => ("destination", url),
+        _ => return Err(invalid("one of client_url and destination must be there, and not both")),
+    };
+    let checked = app.config.targets.check_url(url).map_err(|error| invalid(format!("{field}: {error}")))?;
+    Ok(destination(&checked))
+}
+
+/// A key as it may be seen. One that the worker could not open either says why.
+fn shown(app: &App, destination: &str, key: &StoredKey) -> Value {
+    let moment = |at: OffsetDateTime| at.format(&Rfc3339).expect("Postgres' moments have a text");
+    let opened = SigningKey::open(&app.config.secrets, Owner::Destination(destination), &key.sealed);
+    json!({
+        "key_id": key.id,
+        "scheme": key.scheme,
+        "created_at": moment(key.created_at),
+        "expires_at": key.expires_at.map(moment),
+        "public_key": opened.as_ref().ok().and_then(SigningKey::public_key),
+        "error": opened.err().map(|error| format!("the key cannot be opened: {error}")),
+    })
+}
+
+/// The trace of a change, without the destination, which is part of somebody's URL.
+fn note(change: &'static str, key_id: Uuid, scheme: &str) {
+    info!(%key_id, scheme, change, "signing key of a destination");
+    metrics::counter!("outhook_api_signing_keys_total", "change" => change).increment(1);
+}
+
+fn invalid(what: impl Into<String>) -> ApiError {
+    ApiError::InvalidField(what.into())
+}
+
+fn unanswered(error: &sqlx::Error) -> ApiError {
+    warn!(%error, "signing keys cannot be read or written");
+    ApiError::Unanswered
+}
