@@ -89,6 +89,9 @@ async fn a_forward_proxy_gets_every_request_and_resolves_the_names() {
         let stack = Stack::builder(test)
             .env("ALLOW_NETWORKS", "")
             .worker_env("EGRESS_CA_FILE", &file(&directory, "ca.pem", authority.pem()))
+            // That the environment would have these names go another way is ignored.
+            .worker_env("NO_PROXY", "*")
+            .worker_env("no_proxy", "receiver.invalid,localhost")
             .worker_env("EGRESS_PROXY", &format!("http://user:secret@localhost:{}", proxy.address().port()))
             .start()
             .await;

@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use uuid::Uuid;
 
 /// Every spelling of an address on this machine, and of some that are nobody's to reach.
-const HOSTS: [&str; 36] = [
+const HOSTS: [&str; 38] = [
     "2130706433",
     "0x7f000001",
     "0x7f.1",
@@ -31,6 +31,8 @@ const HOSTS: [&str; 36] = [
     "[::]",
     "[::ffff:7f00:1]",
     "[::ffff:127.0.0.1]",
+    "[::127.0.0.1]",
+    "[::ffff:0:127.0.0.1]",
     "[64:ff9b::7f00:1]",
     "[2002:7f00:1::]",
     "[fe80::1]",
