@@ -42,10 +42,9 @@ REVOKE ALL ON ALL FUNCTIONS IN SCHEMA outhook
 REVOKE ALL ON SCHEMA outhook
     FROM PUBLIC, outhook_api, outhook_relay, outhook_worker, outhook_reader, outhook_enqueuer;
 
--- All of them look something up in both schemas. In public there is also what is not Outhook's: what may be
--- done with that, its own rights say.
-GRANT USAGE ON SCHEMA public, outhook
-    TO outhook_api, outhook_relay, outhook_worker, outhook_reader, outhook_enqueuer;
+-- In public there is also what is not Outhook's: what may be done with that, its own rights say.
+GRANT USAGE ON SCHEMA public TO outhook_api, outhook_relay, outhook_worker, outhook_reader, outhook_enqueuer;
+GRANT USAGE ON SCHEMA outhook TO outhook_api, outhook_worker, outhook_reader, outhook_enqueuer;
 
 -- The version, which each program compares with its own.
 GRANT SELECT (version) ON refinery_schema_history TO outhook_api, outhook_relay, outhook_worker, outhook_reader;

@@ -3,6 +3,8 @@
 //!
 //! That they need no less is what all other tests show: their services run as the users of these roles.
 
+mod in_a_deployment;
 mod in_postgres;
 mod in_rabbitmq;
+mod needs;
 mod rights;
