@@ -206,10 +206,13 @@ fn was_refused(error: &anyhow::Error) -> bool {
     })
 }
 
+/// The names that one kind of right is about.
+type ListOf = fn(&mut Rights) -> &mut Vec<String>;
+
 /// A user's rights but for one, each in turn.
 fn without_one(rights: &Rights) -> Vec<(String, Rights)> {
     let mut lesser = Vec::new();
-    let kinds: [(&str, fn(&mut Rights) -> &mut Vec<String>); 3] =
+    let kinds: [(&str, ListOf); 3] =
         [("configure", |it| &mut it.configure), ("write", |it| &mut it.write), ("read", |it| &mut it.read)];
     for (kind, list) in kinds {
         for index in 0..list(&mut rights.clone()).len() {

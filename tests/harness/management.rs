@@ -79,7 +79,7 @@ impl Management {
         let rights = send(self.http.get(path)).await.expect("the management API answers").json();
         let names = |kind: &str| -> Vec<String> {
             let pattern = rights[kind].as_str().unwrap_or_else(|| panic!("no {kind} in {rights}"));
-            let names = pattern.trim_start_matches("^").trim_end_matches('$').trim_matches(['(', ')']);
+            let names = pattern.trim_start_matches('^').trim_end_matches('$').trim_matches(['(', ')']);
             names.split('|').filter(|name| !name.is_empty()).map(ToOwned::to_owned).collect()
         };
         Rights { configure: names("configure"), write: names("write"), read: names("read") }

@@ -187,10 +187,10 @@ impl Stack {
         &self.database.url
     }
 
-    /// Where people and checkers find it, who may read.
+    /// Where the user of one of the database's roles finds it.
     #[must_use]
-    pub fn reader_url(&self) -> String {
-        self.database.url_of("reader")
+    pub fn url_of(&self, role: &str) -> String {
+        self.database.url_of(role)
     }
 
     /// A variable of the workers that are started from here on.
