@@ -104,8 +104,13 @@ async fn existing(pool: &PgPool, statement: &'static str) -> BTreeSet<String> {
     names.into_iter().collect()
 }
 
-fn named(names: impl IntoIterator<Item = impl ToString>) -> BTreeSet<String> {
-    names.into_iter().map(|name| name.to_string()).collect()
+/// Panics with what is on one side only.
+fn assert_all_named(what: &str, existing: &BTreeSet<String>, named: impl IntoIterator<Item = String>) {
+    let named: BTreeSet<String> = named.into_iter().collect();
+    let unnamed: Vec<_> = existing.difference(&named).collect();
+    assert!(unnamed.is_empty(), "{what} that rights.rs does not name, so nobody has said whose they are: {unnamed:?}");
+    let gone: Vec<_> = named.difference(existing).collect();
+    assert!(gone.is_empty(), "{what} that rights.rs names and that are not there: {gone:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -116,18 +121,17 @@ async fn nothing_is_there_whose_rights_are_not_written_down() {
         FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid
         WHERE relnamespace IN ('public'::regnamespace, 'outhook'::regnamespace) AND relkind IN ('r', 'p', 'f')
           AND attnum > 0 AND NOT attisdropped";
-    assert_eq!(
-        existing(pool, columns).await,
-        named(COLUMNS.iter().map(|(table, column, _)| format!("{table}.{column}"))),
-        "columns of the database (left) and in rights::COLUMNS"
-    );
+    let named = COLUMNS.iter().map(|(table, column, _)| format!("{table}.{column}"));
+    assert_all_named("columns", &existing(pool, columns).await, named);
     let relations = "SELECT format('%s.%s', relnamespace::regnamespace, relname) FROM pg_class
         WHERE relnamespace IN ('public'::regnamespace, 'outhook'::regnamespace) AND relkind NOT IN ('i', 'I')";
     let all = [TABLES, VIEWS, SEQUENCES].concat();
-    assert_eq!(existing(pool, relations).await, named(all.iter().map(|it| it.0)), "tables, views and sequences");
+    let named = all.iter().map(|(name, _)| (*name).to_owned());
+    assert_all_named("tables, views and sequences", &existing(pool, relations).await, named);
     let functions = "SELECT format('%s.%s', pronamespace::regnamespace, proname) FROM pg_proc
         WHERE pronamespace IN ('public'::regnamespace, 'outhook'::regnamespace)";
-    assert_eq!(existing(pool, functions).await, named(FUNCTIONS.iter().map(|it| it.0)), "functions");
+    let named = FUNCTIONS.iter().map(|(name, ..)| (*name).to_owned());
+    assert_all_named("functions", &existing(pool, functions).await, named);
     database.drop().await;
 }
 
