@@ -19,7 +19,7 @@ async fn a_webhook_shares_the_fate_of_its_transaction() {
     let stack = Stack::builder("a_webhook_shares_the_fate").start().await;
     let url = stack.receiver_url("");
     // The application has a table of its own, and of Outhook's nothing but its function.
-    let orders = "CREATE TABLE orders (id integer); GRANT INSERT ON orders TO outhook_enqueuer";
+    let orders = "CREATE TABLE public.orders (id integer); GRANT INSERT ON public.orders TO outhook_enqueuer";
     sqlx::raw_sql(orders).execute(stack.pool()).await.expect("a table is made");
     let mut application = PgConnection::connect(&stack.url_of("enqueuer")).await.expect("it logs in");
 
@@ -27,7 +27,9 @@ async fn a_webhook_shares_the_fate_of_its_transaction() {
     sqlx::raw_sql("INSERT INTO orders VALUES (1)").execute(&mut *transaction).await.expect("a row is inserted");
     enqueue(&mut transaction, &url, "rolled back", None).await.expect("it is taken");
     transaction.rollback().await.expect("a transaction rolls back");
-    for table in ["SELECT count(*) FROM webhook_jobs", "SELECT count(*) FROM outbox", "SELECT count(*) FROM orders"] {
+    for table in
+        ["SELECT count(*) FROM webhook_jobs", "SELECT count(*) FROM outbox", "SELECT count(*) FROM public.orders"]
+    {
         assert_eq!(stack.count(table).await, 0, "{table}");
     }
 
