@@ -5,7 +5,8 @@ use harness::{Program, Stack, processes};
 
 /// What the checker prints, and its status.
 async fn check(stack: &Stack, arguments: &[&str]) -> (String, Option<i32>) {
-    let environment = [("DATABASE_URL", stack.database_url()), ("MAX_RETRIES", "5")];
+    let url = stack.url_of("reader");
+    let environment = [("DATABASE_URL", url.as_str()), ("MAX_RETRIES", "5")];
     let output = processes::output(Program::Check, &environment, arguments).await;
     let said = [output.stdout, output.stderr].concat();
     (String::from_utf8_lossy(&said).into_owned(), output.status.code())

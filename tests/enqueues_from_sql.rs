@@ -2,7 +2,7 @@
 //! its commit.
 
 use harness::{PATIENCE, Stack};
-use sqlx::PgConnection;
+use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 async fn enqueue(connection: &mut PgConnection, url: &str, payload: &str, key: Option<&str>) -> sqlx::Result<Uuid> {
@@ -18,18 +18,23 @@ async fn enqueue(connection: &mut PgConnection, url: &str, payload: &str, key: O
 async fn a_webhook_shares_the_fate_of_its_transaction() {
     let stack = Stack::builder("a_webhook_shares_the_fate").start().await;
     let url = stack.receiver_url("");
-    sqlx::raw_sql("CREATE TABLE orders (id integer)").execute(stack.pool()).await.expect("a table is made");
+    // The application has a table of its own, and of Outhook's nothing but its function.
+    let orders = "CREATE TABLE public.orders (id integer); GRANT INSERT ON public.orders TO outhook_enqueuer";
+    sqlx::raw_sql(orders).execute(stack.pool()).await.expect("a table is made");
+    let mut application = PgConnection::connect(&stack.url_of("enqueuer")).await.expect("it logs in");
 
-    let mut transaction = stack.pool().begin().await.expect("a transaction begins");
+    let mut transaction = application.begin().await.expect("a transaction begins");
     sqlx::raw_sql("INSERT INTO orders VALUES (1)").execute(&mut *transaction).await.expect("a row is inserted");
     enqueue(&mut transaction, &url, "rolled back", None).await.expect("it is taken");
     transaction.rollback().await.expect("a transaction rolls back");
-    for table in ["SELECT count(*) FROM webhook_jobs", "SELECT count(*) FROM outbox", "SELECT count(*) FROM orders"] {
+    for table in
+        ["SELECT count(*) FROM webhook_jobs", "SELECT count(*) FROM outbox", "SELECT count(*) FROM public.orders"]
+    {
         assert_eq!(stack.count(table).await, 0, "{table}");
     }
 
     let payload = " {\"order\" : 2}\n";
-    let mut transaction = stack.pool().begin().await.expect("a transaction begins");
+    let mut transaction = application.begin().await.expect("a transaction begins");
     sqlx::raw_sql("INSERT INTO orders VALUES (2)").execute(&mut *transaction).await.expect("a row is inserted");
     let id = enqueue(&mut transaction, &url, payload, None).await.expect("it is taken");
     transaction.commit().await.expect("a transaction commits");
@@ -46,7 +51,7 @@ async fn a_webhook_shares_the_fate_of_its_transaction() {
 async fn sql_and_http_share_their_rules() {
     let stack = Stack::builder("sql_and_http_share_their_rules").start().await;
     let url = stack.receiver_url("");
-    let mut connection = stack.pool().acquire().await.expect("Postgres takes connections");
+    let mut connection = PgConnection::connect(&stack.url_of("enqueuer")).await.expect("it logs in");
 
     let first = enqueue(&mut connection, &url, "{}", Some("sql-1")).await.expect("it is taken");
     let again = enqueue(&mut connection, &url, "{}", Some("sql-1")).await.expect("the key is known");

@@ -8,6 +8,7 @@ mod cancels_pending_job;
 mod checks_a_running_system;
 mod delivers_accepted_webhook;
 mod delivers_in_order;
+mod denies_what_services_do_not_need;
 mod documents_every_variable;
 mod drains_on_sigterm;
 mod enqueues_from_sql;

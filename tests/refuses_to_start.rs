@@ -133,12 +133,12 @@ async fn a_schema_of_another_version_is_refused() {
     ];
     let changes = [
         (
-            "DELETE FROM refinery_schema_history WHERE version > 5",
-            "schema version 5, this build needs 6: run outhook-migrate",
+            "DELETE FROM refinery_schema_history WHERE version = 7",
+            "schema version 6, this build needs 7: run outhook-migrate",
         ),
         (
             "UPDATE refinery_schema_history SET version = 99 WHERE version = 2",
-            "schema version 99, this build knows only 6: run a newer build",
+            "schema version 99, this build knows only 7: run a newer build",
         ),
         ("DROP TABLE refinery_schema_history", "no Outhook schema: run outhook-migrate"),
     ];

@@ -12,7 +12,7 @@ const WEBHOOKS: usize = 300;
 const CONFLICTS: &str = "
     CREATE SEQUENCE harness.statements;
     CREATE SEQUENCE harness.conflicts;
-    CREATE FUNCTION harness.conflict() RETURNS trigger LANGUAGE plpgsql AS $$
+    CREATE FUNCTION harness.conflict() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
     BEGIN
         -- Two statements of seven, so that no loop of the services falls into step with it.
         CASE nextval('harness.statements') % 7

@@ -75,6 +75,18 @@ pub async fn begin_snapshot(connection: &mut PgConnection, statement_timeout: Du
     sqlx::raw_sql(AssertSqlSafe(begin)).execute(connection).await.map(|_| ())
 }
 
+/// Whether the states of all sessions can be seen. To a role without that right Postgres shows none, and a session
+/// that stands idle in a transaction would go unnoticed.
+///
+/// # Errors
+/// The database cannot be asked.
+pub async fn sees_all_sessions(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    let hidden = "SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND usesysid IS NOT NULL AND query = '<insufficient privilege>'";
+    let hidden: i64 = sqlx::query_scalar(hidden).fetch_one(connection).await?;
+    Ok(hidden == 0)
+}
+
 /// Finds what breaks one invariant. `None` is good.
 ///
 /// # Errors

@@ -3,11 +3,11 @@
 use std::process::exit;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::Parser;
 use outbox::database::DatabaseConfig;
 use outbox::env;
-use outhook_check::{ALWAYS, AT_REST, Bounds, begin_snapshot, check, invariants};
+use outhook_check::{ALWAYS, AT_REST, Bounds, begin_snapshot, check, invariants, sees_all_sessions};
 
 /// Status when an invariant does not hold, and when that could not be found out.
 const VIOLATED: i32 = 1;
@@ -55,6 +55,10 @@ async fn run(config: &Config) -> anyhow::Result<bool> {
     let pool = config.database.pool("outhook-check", 1, Duration::from_secs(10));
     let mut connection = pool.acquire().await.context("cannot connect")?;
     begin_snapshot(&mut connection, Duration::from_secs(config.timeout_sec)).await.context("cannot begin")?;
+    ensure!(
+        sees_all_sessions(&mut connection).await.context("cannot look at the sessions")?,
+        "cannot see what other sessions do: connect as a member of outhook_reader, or GRANT pg_read_all_stats to this user"
+    );
 
     let bounds = Bounds { overdue: Duration::from_secs(config.overdue_sec), max_retries: config.max_retries };
     let files = if config.at_rest { vec![ALWAYS, AT_REST] } else { vec![ALWAYS] };

@@ -15,6 +15,10 @@ struct Config {
     database: DatabaseConfig,
     #[command(flatten)]
     log: LogConfig,
+    /// Also creates the roles of the services that are missing, and gives each exactly the rights it needs
+    /// (docs/security-privileges.md). Wants CREATEROLE the first time; to be repeated with every upgrade.
+    #[arg(long)]
+    roles: bool,
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -26,5 +30,9 @@ async fn main() {
 
 async fn run(config: &Config) -> anyhow::Result<()> {
     let mut client = config.database.connect("outhook-migrate").await?;
-    outhook_migrate::migrate(&mut client).await
+    outhook_migrate::migrate(&mut client).await?;
+    if config.roles {
+        outhook_migrate::grant_rights(&mut client).await?;
+    }
+    Ok(())
 }

@@ -18,7 +18,7 @@ use tracing::{debug, warn};
 use crate::backoff::Backoff;
 
 /// The schema version that this build reads and writes: the newest file in `migrations/sql`.
-pub const SCHEMA_VERSION: u32 = 6;
+pub const SCHEMA_VERSION: u32 = 7;
 
 /// No statement of a service takes longer; set in Postgres, so that it holds for a stuck client too.
 pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -290,8 +290,8 @@ mod tests {
         assert!(check_version(Some(SCHEMA_VERSION)).is_ok());
         for (found, words) in [
             (None, "no Outhook schema: run outhook-migrate"),
-            (Some(SCHEMA_VERSION - 1), "needs 6: run outhook-migrate"),
-            (Some(SCHEMA_VERSION + 1), "knows only 6: run a newer build"),
+            (Some(SCHEMA_VERSION - 1), "needs 7: run outhook-migrate"),
+            (Some(SCHEMA_VERSION + 1), "knows only 7: run a newer build"),
         ] {
             let sentence = check_version(found).expect_err("it is another version").to_string();
             assert!(sentence.ends_with(words), "{sentence}");

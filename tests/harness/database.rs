@@ -13,9 +13,12 @@ use crate::processes::{self, Program};
 /// What watches the state machine from inside the database, so that no transition goes unseen.
 const OBSERVER: &str = include_str!("observer.sql");
 
+/// The user of each role, as a deployment makes them: `outhook_api_login` and so on.
+pub const ROLES: [&str; 5] = ["api", "relay", "worker", "reader", "enqueuer"];
+
 /// One test's database.
 pub struct Database {
-    /// Where services find it.
+    /// Where the tests find it, who own it and may do anything.
     pub url: String,
     /// The test's own connections.
     pub pool: PgPool,
@@ -32,7 +35,19 @@ impl Database {
         execute(&servers.database_url, &format!("CREATE DATABASE {name} TEMPLATE {template}")).await;
         let url = with_database(&servers.database_url, &name);
         let pool = PgPoolOptions::new().max_connections(8).connect(&url).await.expect("Postgres takes connections");
+        // A copy does not have these.
+        let rights = format!(
+            "REVOKE ALL ON DATABASE {name} FROM PUBLIC;
+             GRANT CONNECT ON DATABASE {name} TO outhook_api, outhook_relay, outhook_worker, outhook_reader, outhook_enqueuer"
+        );
+        sqlx::raw_sql(AssertSqlSafe(rights)).execute(&pool).await.expect("the owner may do it");
         Self { url, pool, name, server_url: servers.database_url.clone() }
+    }
+
+    /// Where the user of one of the [`ROLES`] finds it.
+    #[must_use]
+    pub fn url_of(&self, role: &str) -> String {
+        as_user_of(&self.url, role)
     }
 
     /// The URL by way of a proxy.
@@ -42,11 +57,11 @@ impl Database {
         format!("{user}@{proxy}/{name}")
     }
 
-    /// The URL of a role that is made now, and may do what the tests' own may, but is no superuser.
-    pub(crate) async fn url_of_new_role(&self, role: &str) -> String {
-        let (server, owner) = ("postgres://", "outhook");
-        execute(&self.server_url, &format!("CREATE ROLE {role} LOGIN IN ROLE {owner}")).await;
-        self.url.replacen(&format!("{server}{owner}@"), &format!("{server}{role}@"), 1)
+    /// The URL of a user that is made now, and may do what the services together may.
+    pub(crate) async fn url_of_new_user(&self, user: &str) -> String {
+        let create = format!("CREATE ROLE {user} LOGIN IN ROLE outhook_api, outhook_relay, outhook_worker");
+        execute(&self.server_url, &create).await;
+        self.url.replacen(OWNER, &format!("//{user}@"), 1)
     }
 
     /// Removes it, whoever is still connected.
@@ -60,9 +75,20 @@ async fn create_template(servers: &Servers) -> String {
     let name = "outhook_template".to_owned();
     execute(&servers.database_url, &format!("CREATE DATABASE {name}")).await;
     let url = with_database(&servers.database_url, &name);
-    processes::run(Program::Migrate, &[("DATABASE_URL", &url)]).await;
+    processes::run(Program::Migrate, &[("DATABASE_URL", &url)], &["--roles"]).await;
+    for role in ROLES {
+        execute(&url, &format!("CREATE ROLE outhook_{role}_login LOGIN IN ROLE outhook_{role}")).await;
+    }
     execute(&url, OBSERVER).await;
     name
+}
+
+/// The tests' own user, as it stands in URLs. Nobody has a password: Postgres trusts this machine.
+const OWNER: &str = "//outhook@";
+
+/// The URL with the user of a role in place of the tests' own, if it names that.
+pub(crate) fn as_user_of(url: &str, role: &str) -> String {
+    url.replacen(OWNER, &format!("//outhook_{role}_login@"), 1)
 }
 
 /// Runs statements on a connection that is closed before this returns: a template must have none.

@@ -7,7 +7,8 @@ use base64::prelude::BASE64_STANDARD;
 use uuid::Uuid;
 
 use crate::broker::Names;
-use crate::database::Database;
+use crate::database::{Database, as_user_of};
+use crate::processes::Program;
 
 /// Variables of a service.
 pub(crate) type Environment = BTreeMap<&'static str, String>;
@@ -25,6 +26,28 @@ impl Secrets {
         let key = [*Uuid::new_v4().as_bytes(), *Uuid::new_v4().as_bytes()].concat();
         Self { hmac: random(), token: random(), signing: format!("whsec_{}", BASE64_STANDARD.encode(key)) }
     }
+}
+
+/// The tests' own user of RabbitMQ, as it stands in URLs.
+const ADMINISTRATOR: &str = "//guest:guest@";
+
+/// The same variables with a service's own users in place of the tests' own, who may do anything: so every
+/// test proves that the services need no more.
+pub(crate) fn with_own_users(mut environment: Environment, program: Program) -> Environment {
+    let role = match program {
+        Program::Api => "api",
+        Program::Relay => "relay",
+        Program::Worker => "worker",
+        Program::Migrate | Program::Check => return environment,
+    };
+    for (name, value) in &mut environment {
+        match *name {
+            "DATABASE_URL" => *value = as_user_of(value, role),
+            "RABBITMQ_URL" => *value = value.replacen(ADMINISTRATOR, &format!("//outhook_{role}:outhook_{role}@"), 1),
+            _ => {}
+        }
+    }
+    environment
 }
 
 /// What all services of a stack have in common: its names, quick retries, and time-outs that a test can

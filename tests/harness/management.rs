@@ -19,6 +19,17 @@ pub struct User {
     name: String,
 }
 
+/// A user's rights: the names, as regular expressions, of what it may configure, write to and read from.
+#[derive(Clone, Debug)]
+pub struct Rights {
+    /// To declare and delete.
+    pub configure: Vec<String>,
+    /// To publish to, and to bind a queue to something.
+    pub write: Vec<String>,
+    /// To consume, and to bind something to an exchange.
+    pub read: Vec<String>,
+}
+
 impl Management {
     /// The administrator of these servers' broker.
     #[must_use]
@@ -48,9 +59,30 @@ impl Management {
 
     /// Gives or takes the right to declare queues and exchanges.
     pub async fn let_configure(&self, user: &User, allowed: bool) {
-        let configure = if allowed { ".*" } else { "^$" };
-        let rights = json!({ "configure": configure, "write": ".*", "read": ".*" });
+        let any = || vec![".*".to_owned()];
+        let configure = if allowed { any() } else { Vec::new() };
+        self.grant(user, &Rights { configure, write: any(), read: any() }).await;
+    }
+
+    /// Gives a user these rights in place of those it had.
+    pub async fn grant(&self, user: &User, rights: &Rights) {
+        let pattern = |names: &[String]| format!("^({})$", names.join("|"));
+        let rights = json!({
+            "configure": pattern(&rights.configure), "write": pattern(&rights.write), "read": pattern(&rights.read),
+        });
         self.put(&format!("/api/permissions/{VIRTUAL_HOST}/{}", user.name), &rights).await;
+    }
+
+    /// The rights of a user that `scripts/rabbitmq-users` made.
+    pub async fn rights_of(&self, user: &str) -> Rights {
+        let path = format!("{}/api/permissions/{VIRTUAL_HOST}/{user}", self.url);
+        let rights = send(self.http.get(path)).await.expect("the management API answers").json();
+        let names = |kind: &str| -> Vec<String> {
+            let pattern = rights[kind].as_str().unwrap_or_else(|| panic!("no {kind} in {rights}"));
+            let names = pattern.trim_start_matches('^').trim_end_matches('$').trim_matches(['(', ')']);
+            names.split('|').filter(|name| !name.is_empty()).map(ToOwned::to_owned).collect()
+        };
+        Rights { configure: names("configure"), write: names("write"), read: names("read") }
     }
 
     async fn put(&self, path: &str, content: &Value) {

@@ -1,5 +1,6 @@
 -- What the tests add to a database: a log of every transition and of every recorded publication, written
--- by triggers in the same transaction, and the tables that evidence.sql compares with.
+-- by triggers in the same transaction, and the tables that evidence.sql compares with. The triggers' functions
+-- run with the tests' rights: the services have none here.
 
 CREATE SCHEMA harness;
 
@@ -13,7 +14,7 @@ CREATE TABLE harness.transitions (
     new_attempt integer     NOT NULL
 );
 
-CREATE FUNCTION harness.log_transition() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION harness.log_transition() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     INSERT INTO harness.transitions (job_id, old_status, new_status, old_attempt, new_attempt)
     VALUES (NEW.id, OLD.status, NEW.status, OLD.attempt, NEW.attempt);
@@ -36,7 +37,7 @@ CREATE TABLE harness.publications (
     rang_again  boolean     NOT NULL
 );
 
-CREATE FUNCTION harness.log_publication() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION harness.log_publication() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     INSERT INTO harness.publications (outbox_id, job_id, attempt, message_id, rang_again)
     VALUES (NEW.id, NEW.job_id, NEW.attempt, NEW.message_id, OLD.published_at IS NOT NULL);

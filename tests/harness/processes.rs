@@ -85,8 +85,8 @@ pub async fn output(program: Program, environment: &[(&str, &str)], arguments: &
 }
 
 /// Runs a program to its end, which must be a good one.
-pub async fn run(program: Program, environment: &[(&str, &str)]) {
-    let output = output(program, environment, &[]).await;
+pub async fn run(program: Program, environment: &[(&str, &str)], arguments: &[&str]) {
+    let output = output(program, environment, arguments).await;
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program:?} ended with {}:\n{said}", output.status);
 }

@@ -13,6 +13,10 @@ use tokio::sync::OnceCell;
 /// A debug build's tests share one Postgres and never lose power.
 const POSTGRES_OPTIONS: &str = "-c fsync=off -c max_connections=400";
 
+/// The names of all stacks' exchanges and queues, as regular expressions: what RabbitMQ's users may reach.
+const BROKER_NAMES: [(&str, &str); 2] =
+    [("RABBITMQ_EXCHANGE_PATTERN", r"[a-z0-9_]+\.exchange"), ("RABBITMQ_QUEUE_PATTERN", r"[a-z0-9_]+\.jobs")];
+
 /// A running Postgres and RabbitMQ. They stop when this is dropped or this process ends, however it ends.
 pub struct Servers {
     /// Where Postgres is, with a database that is of no interest.
@@ -109,6 +113,7 @@ impl Servers {
             .args(options)
             .stdout(Stdio::null())
             .env("POSTGRES_OPTIONS", POSTGRES_OPTIONS)
+            .envs(BROKER_NAMES)
             .status()
             .await
             .expect("scripts/servers can be run");
@@ -122,6 +127,7 @@ impl Servers {
             .arg(&directory)
             .args(options)
             .env("POSTGRES_OPTIONS", POSTGRES_OPTIONS)
+            .envs(BROKER_NAMES)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

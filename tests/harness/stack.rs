@@ -73,8 +73,8 @@ impl StackBuilder {
         self
     }
 
-    /// The services use a role of this name, which is made for them: unlike the tests' own, the number of
-    /// its connections can be limited.
+    /// The services share a user of this name, which is made for them: its connections can be limited without
+    /// limiting those of other tests.
     #[must_use]
     pub fn database_role(mut self, role: &'static str) -> Self {
         self.database_role = Some(role);
@@ -117,7 +117,7 @@ impl StackBuilder {
             common.insert("DATABASE_URL", database.url_through(proxy));
         }
         if let Some(role) = self.database_role {
-            common.insert("DATABASE_URL", database.url_of_new_role(role).await);
+            common.insert("DATABASE_URL", database.url_of_new_user(role).await);
         }
         common.extend(self.common);
         let url = format!("http://127.0.0.1:{port}");
@@ -200,6 +200,12 @@ impl Stack {
         &self.database.url
     }
 
+    /// Where the user of one of the database's roles finds it.
+    #[must_use]
+    pub fn url_of(&self, role: &str) -> String {
+        self.database.url_of(role)
+    }
+
     /// A variable of the workers that are started from here on.
     pub fn set_worker_env(&mut self, name: &'static str, value: &str) {
         self.worker.insert(name, value.to_owned());
@@ -269,6 +275,7 @@ impl Stack {
         let mut environment = self.common.clone();
         environment.insert("METRICS_ADDR", format!("127.0.0.1:{}", free_port()));
         environment.extend(own.clone());
+        let environment = environment::with_own_users(environment, program);
         let environment: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
         Process::start(name, program, &environment).await
     }

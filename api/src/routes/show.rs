@@ -12,17 +12,16 @@ use crate::App;
 use crate::error::ApiError;
 use crate::owned_job::OwnedJob;
 
-/// The job as it is in the database, without payload, headers and signing key.
+/// The job as it is in the database, without payload, headers and signing key, which the api has no right to read.
 pub(crate) async fn show(State(app): State<Arc<App>>, OwnedJob(id): OwnedJob) -> Result<Json<Value>, ApiError> {
     // One statement, one snapshot: a job is never shown between two of its states.
     let statement = sqlx::query_scalar!(
         r#"-- show_job
-        SELECT to_jsonb(job) - 'payload' - 'headers' - 'body_hash' - 'sealed_key' || jsonb_build_object(
-            'payload_bytes', octet_length(job.payload),
+        SELECT to_jsonb(job) || jsonb_build_object(
             'attempts', coalesce((SELECT jsonb_agg(to_jsonb(tried) - 'job_id' ORDER BY tried.attempt)
                                   FROM webhook_attempts AS tried WHERE tried.job_id = job.id), '[]'),
             'outbox', (SELECT to_jsonb(alarm) FROM outbox AS alarm WHERE alarm.id = job.outbox_id)) AS "job!"
-        FROM webhook_jobs AS job WHERE id = $1"#,
+        FROM outhook.job_details AS job WHERE id = $1"#,
         id
     );
     let found = on_connection(&app.pool, async |connection| statement.fetch_optional(connection).await).await;

@@ -1,0 +1,246 @@
+//! A right that a service does not need is one too many: each is taken away in turn, and then something that
+//! the service does must be refused.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use harness::Servers;
+use harness::database::Database;
+use harness::report;
+use outbox::cancel::cancel;
+use outbox::claim::{Lease, claim, look_up, recover_claim, ring_later};
+use outbox::database::schema_version;
+use outbox::destination::{self, CoolDown};
+use outbox::destination_keys::{self, NewKey};
+use outbox::due::{DueRow, claim_due, mark_published, next_due, push_back, put_right, rewind};
+use outbox::enqueue::{Idempotency, NewJob, accept};
+use outbox::job::{Outcome, Status};
+use outbox::message::Message;
+use outbox::ordering;
+use outbox::settle::{Settlement, settle};
+use outbox::signing_key::Scheme;
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, PgPool};
+use time::OffsetDateTime;
+use tokio_postgres::{Client, NoTls};
+use uuid::Uuid;
+
+/// Where the service delivers to.
+const DESTINATION: &str = "http://example.com";
+
+/// A service's own connections.
+struct Service {
+    pool: PgPool,
+    client: Client,
+    /// Not its own: puts there what it works with.
+    owner: PgPool,
+}
+
+impl Service {
+    async fn connect(database: &Database, role: &str) -> Self {
+        let url = database.url_of(role);
+        let (client, connection) = tokio_postgres::connect(&url, NoTls).await.expect("Postgres takes connections");
+        tokio::spawn(connection);
+        let pool = PgPool::connect(&url).await.expect("Postgres takes connections");
+        Self { pool, client, owner: database.pool.clone() }
+    }
+
+    /// All that the service asks of Postgres, each statement once.
+    async fn do_all(&mut self, role: &str) -> anyhow::Result<()> {
+        schema_version(&self.client).await?;
+        match role {
+            "api" => self.do_as_api().await,
+            "relay" => self.do_as_relay().await,
+            _ => self.do_as_worker().await,
+        }
+    }
+
+    async fn do_as_api(&self) -> anyhow::Result<()> {
+        let key = Uuid::new_v4().to_string();
+        // The second one makes it look the key up.
+        accept(&self.pool, &[job(&key), job(&key)]).await?;
+        cancel(&self.pool, Uuid::new_v4()).await?;
+        self.keep_keys().await?;
+        wake(&self.pool).await?;
+        let show = AssertSqlSafe(statement_of_show());
+        sqlx::query(show).bind(Uuid::new_v4()).execute(&self.pool).await?;
+        Ok(())
+    }
+
+    async fn keep_keys(&self) -> anyhow::Result<()> {
+        let id = Uuid::now_v7();
+        let key = NewKey {
+            id,
+            destination: DESTINATION.to_owned(),
+            scheme: Scheme::V1,
+            sealed: vec![0; 64],
+            overlap: Duration::from_secs(1),
+        };
+        destination_keys::set(&self.pool, &key).await?;
+        destination_keys::list(&self.pool, DESTINATION).await?;
+        destination_keys::remove(&self.pool, id).await?;
+        Ok(())
+    }
+
+    async fn do_as_relay(&mut self) -> anyhow::Result<()> {
+        let transaction = self.client.transaction().await?;
+        let due = claim_due(&transaction, 10, None).await?;
+        assert!(due.iter().any(|row| row.rings_again), "nothing rings again");
+        let due = put_right(&transaction, due).await?;
+        let ids: Vec<i64> = due.iter().map(DueRow::id).collect();
+        destination::hold(&transaction, &ids).await?;
+        destination::release(&transaction, 10).await?;
+        let turns = ordering::take_turns(&transaction, &due).await?;
+        assert_eq!(turns.waiting.len(), 1, "no row waits for its turn");
+        ordering::wait_for_turn(&transaction, &turns.waiting, Duration::from_secs(1)).await?;
+        mark_published(&transaction, &ids, Duration::from_secs(1)).await?;
+        push_back(&transaction, &ids, Duration::from_secs(1)).await?;
+        next_due(&transaction).await?;
+        rewind(&transaction, 10).await?;
+        Ok(transaction.rollback().await?)
+    }
+
+    async fn do_as_worker(&self) -> anyhow::Result<()> {
+        let lease = Lease { timeout: Duration::from_secs(1), margin: Duration::ZERO };
+        // One that is there, so that its destination's keys are asked for.
+        let job_id: Uuid =
+            sqlx::query_scalar("SELECT outhook.enqueue($1, '{}')").bind(DESTINATION).fetch_one(&self.owner).await?;
+        let messages = [Message::new(job_id, 0, 1, None)];
+        assert_eq!(claim(&self.pool, &messages, "worker", lease).await?.len(), 1, "nothing was claimed");
+        recover_claim(&self.pool, &messages, "worker", lease).await?;
+        look_up(&self.pool, &[Uuid::new_v4()]).await?;
+        ring_later(&self.pool, &[Uuid::new_v4()]).await?;
+        settle(&self.pool, &[settlement()]).await?;
+        self.say_how_destinations_fare(&messages).await?;
+        wake(&self.pool).await
+    }
+}
+
+impl Service {
+    async fn say_how_destinations_fare(&self, messages: &[Message]) -> anyhow::Result<()> {
+        let second = Duration::from_secs(1);
+        let cool_down = CoolDown { base: second, max: second };
+        destination::hold_published(&self.pool, messages).await?;
+        destination::open(&self.pool, DESTINATION, "down", cool_down).await?;
+        destination::reopen(&self.pool, DESTINATION, "down", cool_down).await?;
+        destination::slow_down(&self.pool, DESTINATION, second, 1, "slow").await?;
+        Ok(destination::recover(&self.pool, DESTINATION).await?)
+    }
+}
+
+async fn wake(pool: &PgPool) -> anyhow::Result<()> {
+    sqlx::query("SELECT outhook.wake()").execute(pool).await?;
+    Ok(())
+}
+
+/// As the macro wrote it down when the api was compiled.
+fn statement_of_show() -> String {
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/../.sqlx");
+    let files = std::fs::read_dir(directory).expect("the queries' descriptions are there");
+    let texts = files.map(|file| std::fs::read_to_string(file.expect("an entry").path()).expect("it is text"));
+    let mut queries = texts.filter_map(|text| {
+        let description: Value = serde_json::from_str(&text).expect("it is JSON");
+        Some(description["query"].as_str()?.to_owned())
+    });
+    queries.find(|query| query.starts_with("-- show_job")).expect("the api shows jobs")
+}
+
+fn job(key: &str) -> NewJob {
+    NewJob {
+        id: Uuid::now_v7(),
+        client_url: "http://example.com/".to_owned(),
+        destination: DESTINATION.to_owned(),
+        payload: "{}".to_owned(),
+        headers: serde_json::Map::new(),
+        deliver_at: None,
+        max_attempts: None,
+        timeout_ms: None,
+        ordering_key: None,
+        sealed_key: None,
+        idempotency: Some(Idempotency { key: key.to_owned(), body_hash: [0; 32] }),
+        traceparent: None,
+    }
+}
+
+fn settlement() -> Settlement {
+    Settlement {
+        job_id: Uuid::new_v4(),
+        attempt: 1,
+        status: Status::Success,
+        retry_in: Duration::ZERO,
+        ordering_key: Some("key".to_owned()),
+        worker: "worker".to_owned(),
+        started_at: OffsetDateTime::UNIX_EPOCH,
+        duration_ms: None,
+        status_code: Some(200),
+        outcome: Outcome::Success,
+        error: String::new(),
+        response_excerpt: String::new(),
+    }
+}
+
+/// Whether it ended because Postgres refused it.
+fn was_refused(error: &anyhow::Error) -> bool {
+    let code = error.chain().find_map(|cause| {
+        let sqlx = cause.downcast_ref::<sqlx::Error>().and_then(sqlx::Error::as_database_error);
+        let tokio = cause.downcast_ref::<tokio_postgres::Error>().and_then(tokio_postgres::Error::code);
+        sqlx.and_then(|error| error.code().map(String::from)).or_else(|| tokio.map(|code| code.code().to_owned()))
+    });
+    code.as_deref() == Some("42501")
+}
+
+/// What was granted to a role, as `GRANT` and `REVOKE` have it between their name and the role's.
+async fn granted(pool: &PgPool, role: &str) -> Vec<String> {
+    let statement = "
+        SELECT format('%s ON %s %s', privilege_type, CASE relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, pg_class.oid::regclass)
+        FROM pg_class, aclexplode(relacl) WHERE grantee = $1::regrole
+        UNION ALL
+        SELECT format('%s (%s) ON %s', privilege_type, attname, attrelid::regclass)
+        FROM pg_attribute, aclexplode(attacl) WHERE grantee = $1::regrole
+        UNION ALL
+        SELECT format('%s ON FUNCTION %s', privilege_type, pg_proc.oid::regprocedure)
+        FROM pg_proc, aclexplode(proacl) WHERE grantee = $1::regrole
+        UNION ALL
+        SELECT format('%s ON SCHEMA %s', privilege_type, nspname)
+        FROM pg_namespace, aclexplode(nspacl) WHERE grantee = $1::regrole AND nspname <> 'public'";
+    let role = format!("outhook_{role}");
+    sqlx::query_scalar(statement).bind(role).fetch_all(pool).await.expect("the catalog can be read")
+}
+
+async fn alter(pool: &PgPool, statement: String) {
+    sqlx::raw_sql(AssertSqlSafe(statement)).execute(pool).await.expect("the owner may do it");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_right_of_a_service_is_needed() {
+    let database = Database::create(Servers::shared().await, "denies_each_right_is_needed").await;
+    let owner = &database.pool;
+    // A row that rings again, two of a key, and what makes the relay and the worker look further.
+    let there = "
+        INSERT INTO outbox (due_at, published_at, job_id, attempt, ordering_key)
+        SELECT now() - interval '1 hour', CASE WHEN key IS NULL THEN now() - interval '2 hours' END, gen_random_uuid(), 0, key
+        FROM unnest(ARRAY[NULL, 'key', 'key']) AS key;
+        INSERT INTO destinations (destination, state) VALUES ('http://sick.example', 'metered');
+        INSERT INTO destination_keys (id, destination, scheme, sealed)
+        VALUES (gen_random_uuid(), 'http://example.com', 'v1', decode(repeat('00', 64), 'hex'))";
+    sqlx::raw_sql(there).execute(owner).await.expect("the owner may do it");
+
+    let (mut spare, mut taken) = (Vec::new(), 0);
+    for role in ["api", "relay", "worker"] {
+        let mut service = Service::connect(&database, role).await;
+        service.do_all(role).await.with_context(|| format!("{role} with all its rights")).expect("it may do all");
+        for right in granted(owner, role).await {
+            alter(owner, format!("REVOKE {right} FROM outhook_{role}")).await;
+            match service.do_all(role).await {
+                Ok(()) => spare.push(format!("{role}: {right}")),
+                Err(error) => assert!(was_refused(&error), "{role} without {right}: {error:#}"),
+            }
+            alter(owner, format!("GRANT {right} TO outhook_{role}")).await;
+            taken += 1;
+        }
+        service.do_all(role).await.expect("it has all its rights again");
+    }
+    assert!(spare.is_empty(), "rights that nobody needs:\n{}", spare.join("\n"));
+    report(&format!("least privilege: each of {taken} rights in Postgres is needed"));
+    database.drop().await;
+}

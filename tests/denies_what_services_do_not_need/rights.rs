@@ -1,0 +1,138 @@
+//! What each role may do in Postgres: the promise that `migrations/roles.sql` keeps.
+//!
+//! Whole: a table, column, view, sequence or function that is missing here fails a test, so that nobody adds
+//! one without saying whose it is.
+
+use harness::database::ROLES;
+
+/// Rights of the [`ROLES`], in their order. S: SELECT, I: INSERT, U: UPDATE, D: DELETE, E: EXECUTE, G: USAGE.
+pub type Rights = [&'static str; ROLES.len()];
+
+/// Each column of each table.
+pub const COLUMNS: &[(&str, &str, Rights)] = &[
+    // api, relay, worker, reader, enqueuer
+    ("public.webhook_jobs", "id", ["SI", "S", "S", "S", ""]),
+    ("public.webhook_jobs", "created_at", ["", "", "S", "S", ""]),
+    ("public.webhook_jobs", "updated_at", ["", "", "SU", "S", ""]),
+    ("public.webhook_jobs", "deliver_at", ["SI", "", "", "S", ""]),
+    ("public.webhook_jobs", "lease_until", ["", "S", "SU", "S", ""]),
+    ("public.webhook_jobs", "outbox_id", ["SI", "", "S", "S", ""]),
+    ("public.webhook_jobs", "attempt", ["", "", "SU", "S", ""]),
+    ("public.webhook_jobs", "retry_count", ["", "", "SU", "S", ""]),
+    ("public.webhook_jobs", "max_attempts", ["I", "", "S", "S", ""]),
+    ("public.webhook_jobs", "timeout_ms", ["I", "", "S", "S", ""]),
+    ("public.webhook_jobs", "ordering_key", ["SI", "", "S", "S", ""]),
+    ("public.webhook_jobs", "sealed_key", ["I", "", "S", "", ""]),
+    ("public.webhook_jobs", "status", ["S", "S", "SU", "S", ""]),
+    ("public.webhook_jobs", "claimed_by", ["", "", "SU", "S", ""]),
+    ("public.webhook_jobs", "error", ["", "", "U", "S", ""]),
+    ("public.webhook_jobs", "client_url", ["I", "", "S", "S", ""]),
+    ("public.webhook_jobs", "headers", ["I", "", "S", "", ""]),
+    ("public.webhook_jobs", "idempotency_key", ["SI", "", "", "S", ""]),
+    ("public.webhook_jobs", "body_hash", ["SI", "", "", "", ""]),
+    ("public.webhook_jobs", "payload", ["I", "", "S", "", ""]),
+    ("public.outbox", "id", ["SI", "S", "S", "S", ""]),
+    ("public.outbox", "due_at", ["SI", "SU", "U", "S", ""]),
+    ("public.outbox", "published_at", ["S", "SU", "SU", "S", ""]),
+    ("public.outbox", "job_id", ["SI", "S", "", "S", ""]),
+    ("public.outbox", "message_id", ["S", "S", "U", "S", ""]),
+    ("public.outbox", "attempt", ["SI", "S", "SU", "S", ""]),
+    ("public.outbox", "traceparent", ["SI", "S", "", "S", ""]),
+    ("public.outbox", "destination", ["SI", "S", "S", "S", ""]),
+    ("public.outbox", "waits_for", ["S", "SU", "SU", "S", ""]),
+    ("public.outbox", "released", ["S", "SU", "U", "S", ""]),
+    ("public.outbox", "ordering_key", ["SI", "S", "", "S", ""]),
+    ("public.destinations", "destination", ["", "S", "SI", "S", ""]),
+    ("public.destinations", "state", ["", "SU", "SIU", "S", ""]),
+    ("public.destinations", "hold_until", ["", "SU", "SIU", "S", ""]),
+    ("public.destinations", "changed_at", ["", "SU", "SU", "S", ""]),
+    ("public.destinations", "slowed_at", ["", "S", "SIU", "S", ""]),
+    ("public.destinations", "release_limit", ["", "SU", "SIU", "S", ""]),
+    ("public.destinations", "openings", ["", "", "SIU", "S", ""]),
+    ("public.destinations", "rate_limit", ["", "S", "", "S", ""]),
+    ("public.destinations", "error", ["", "", "SIU", "S", ""]),
+    ("public.destination_keys", "id", ["SI", "", "S", "", ""]),
+    ("public.destination_keys", "created_at", ["S", "", "S", "", ""]),
+    ("public.destination_keys", "expires_at", ["SU", "", "S", "", ""]),
+    ("public.destination_keys", "scheme", ["SI", "", "", "", ""]),
+    ("public.destination_keys", "destination", ["SI", "", "S", "", ""]),
+    ("public.destination_keys", "sealed", ["SI", "", "S", "", ""]),
+    ("public.webhook_attempts", "job_id", ["S", "", "I", "S", ""]),
+    ("public.webhook_attempts", "started_at", ["S", "", "I", "S", ""]),
+    ("public.webhook_attempts", "retry_at", ["S", "", "I", "S", ""]),
+    ("public.webhook_attempts", "attempt", ["S", "", "I", "S", ""]),
+    ("public.webhook_attempts", "duration_ms", ["S", "", "I", "S", ""]),
+    ("public.webhook_attempts", "status_code", ["S", "", "I", "S", ""]),
+    ("public.webhook_attempts", "outcome", ["S", "", "I", "S", ""]),
+    ("public.webhook_attempts", "worker", ["S", "", "I", "S", ""]),
+    ("public.webhook_attempts", "error", ["S", "", "I", "S", ""]),
+    ("public.webhook_attempts", "response_excerpt", ["S", "", "I", "S", ""]),
+    ("public.refinery_schema_history", "version", ["S", "S", "S", "S", ""]),
+    ("public.refinery_schema_history", "name", ["", "", "", "", ""]),
+    ("public.refinery_schema_history", "applied_on", ["", "", "", "", ""]),
+    ("public.refinery_schema_history", "checksum", ["", "", "", "", ""]),
+];
+
+/// What is done to rows or tables as a whole.
+pub const TABLES: &[(&str, Rights)] = &[
+    ("public.webhook_jobs", ["", "", "", "", ""]),
+    ("public.outbox", ["", "D", "D", "", ""]),
+    ("public.webhook_attempts", ["", "", "", "", ""]),
+    ("public.destinations", ["", "", "", "", ""]),
+    ("public.destination_keys", ["D", "", "", "", ""]),
+    ("public.refinery_schema_history", ["", "", "", "", ""]),
+];
+
+/// Each view, with the rights of its owner behind it.
+pub const VIEWS: &[(&str, Rights)] = &[
+    ("outhook.conservation", ["", "", "", "S", ""]),
+    ("outhook.job_details", ["S", "", "", "S", ""]),
+    ("outhook.jobs", ["", "", "", "S", ""]),
+    ("outhook.outbox_lag", ["", "", "", "S", ""]),
+    ("outhook.sick_destinations", ["", "", "", "S", ""]),
+    ("outhook.signing_keys", ["", "", "", "S", ""]),
+    ("outhook.timeline", ["", "", "", "S", ""]),
+];
+
+/// Each sequence.
+pub const SEQUENCES: &[(&str, Rights)] = &[("public.outbox_id_seq", ["G", "", "", "", ""])];
+
+/// Each function, by a call of it.
+pub const FUNCTIONS: &[(&str, &str, Rights)] = &[
+    ("outhook.cancel", "outhook.cancel(gen_random_uuid())", ["E", "", "", "", ""]),
+    ("outhook.enqueue", "outhook.enqueue('http://example.com/', '{}')", ["", "", "", "", "E"]),
+    ("outhook.destination", "outhook.destination('http://example.com/')", ["", "", "", "", ""]),
+    ("outhook.limit_destination", "outhook.limit_destination('http://example.com/', 1)", ["", "", "", "", ""]),
+    ("outhook.ordering_lock", "outhook.ordering_lock('key')", ["", "E", "E", "", ""]),
+    ("outhook.release_next", "outhook.release_next(ARRAY['key'])", ["", "", "E", "", ""]),
+    ("outhook.uuid_v7", "outhook.uuid_v7()", ["", "", "", "", ""]),
+    ("outhook.wake", "outhook.wake()", ["E", "", "E", "", "E"]),
+];
+
+/// What nobody but the owner, or a superuser, may do.
+pub const DENIED_TO_ALL: &[&str] = &[
+    "CREATE TABLE public.intruder ()",
+    "CREATE TABLE outhook.intruder ()",
+    "CREATE TEMPORARY TABLE intruder ()",
+    "CREATE SCHEMA intruder",
+    "CREATE FUNCTION public.sha256(text) RETURNS text LANGUAGE sql RETURN $1",
+    "CREATE OR REPLACE FUNCTION outhook.wake() RETURNS void LANGUAGE sql AS ''",
+    "CREATE VIEW outhook.intruder AS SELECT 1",
+    "CREATE INDEX ON public.outbox (attempt)",
+    "ALTER TABLE public.webhook_jobs ADD COLUMN intruder text",
+    "ALTER TABLE public.webhook_jobs DROP CONSTRAINT webhook_jobs_status_known",
+    "ALTER TABLE public.outbox DISABLE TRIGGER ALL",
+    "ALTER FUNCTION outhook.cancel(uuid) SECURITY INVOKER",
+    "ALTER VIEW outhook.job_details OWNER TO CURRENT_USER",
+    "DROP TABLE public.webhook_attempts",
+    "DROP FUNCTION outhook.wake()",
+    "LOCK TABLE public.webhook_jobs IN ACCESS EXCLUSIVE MODE",
+    "SELECT setval('public.outbox_id_seq', 1)",
+    "SET ROLE outhook",
+    "SET session_replication_role = replica",
+    "CREATE ROLE intruder",
+    "ALTER ROLE CURRENT_USER SUPERUSER",
+    "COPY (SELECT 1) TO PROGRAM 'true'",
+    "SELECT pg_read_file('postgresql.conf')",
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'outhook' AND datname = current_database()",
+];
