@@ -4,7 +4,6 @@
 //! recorded or when its claim is refused. Garbage is dead-lettered. Everything else stays unacked and is
 //! handed out again when the connection ends.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -12,16 +11,13 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use futures_util::{FutureExt, StreamExt};
 use lapin::message::Delivery;
-use lapin::options::{
-    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, BasicRejectOptions,
-};
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Connection, Consumer};
 use outbox::backoff::Backoff;
 use outbox::batch::Pace;
-use outbox::claim::{self, Claimed, Standing};
+use outbox::claim::{self, Claimed};
 use outbox::destination;
-use outbox::job::Status;
 use outbox::kill_point;
 use outbox::message::Message;
 use outbox::topology::{BrokerError, is_internal_error, within};
@@ -29,12 +25,12 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
-use uuid::Uuid;
 
 use crate::Worker;
+use crate::answers::{ack, reject, release_all};
 use crate::deliver::deliver;
 use crate::intake::{self, Held, Intake, Progress};
-use crate::outcome::settlement_of_lost;
+use crate::refused::refuse;
 
 const CONSUMER_TAG: &str = "outhook-worker";
 
@@ -83,7 +79,7 @@ impl ConsumeError {
     }
 }
 
-type Received = intake::Received<Delivery>;
+pub(crate) type Received = intake::Received<Delivery>;
 
 /// What a consumer leaves to the next one when its connection is lost: the deliveries under way go on.
 pub(crate) struct Desk {
@@ -187,7 +183,7 @@ async fn read(delivery: Delivery) -> Option<Received> {
         Err(error) => {
             warn!(%error, "poison: a message that cannot be read goes to the dead-letter queue");
             metrics::counter!("outhook_worker_poison_total").increment(1);
-            answer(delivery.acker.reject(BasicRejectOptions { requeue: false })).await;
+            reject(delivery).await;
             None
         }
     }
@@ -293,74 +289,8 @@ fn start(worker: &Arc<Worker>, job: Claimed, received: Received) {
     });
 }
 
-/// Answers for messages whose jobs were not free: duplicates and stale ones are dropped, and lost
-/// workers are found.
-async fn refuse(worker: &Arc<Worker>, refused: Vec<Received>, stop: &CancellationToken) {
-    if refused.is_empty() {
-        return;
-    }
-    metrics::counter!("outhook_worker_refused_total").increment(refused.len() as u64);
-    let job_ids: Vec<Uuid> = refused.iter().map(|it| it.message.job_id).collect();
-    let Some(standings) = patiently(stop, || claim::look_up(&worker.pool, &job_ids)).await else {
-        release_all(refused.into_iter().map(|it| it.delivery)).await;
-        return;
-    };
-    // Free after all, so somebody else held the row just then.
-    let was_locked = |it: &Standing| {
-        it.status == Status::Pending
-            && refused.iter().any(|of| (of.message.job_id, of.message.attempt) == (it.job_id, it.attempt))
-    };
-    let held: Vec<Uuid> = standings
-        .iter()
-        .filter(|it| (it.status == Status::Processing && !it.lease_expired) || was_locked(it))
-        .map(|it| it.job_id)
-        .collect();
-    if !held.is_empty() {
-        kill_point!("worker.before_ring_later");
-        if patiently(stop, || claim::ring_later(&worker.pool, &held)).await.is_none() {
-            release_all(refused.into_iter().map(|it| it.delivery)).await;
-            return;
-        }
-        kill_point!("worker.after_ring_later");
-    }
-    // By job: the messages of one that is lost are acked after its settlement, the others now.
-    let lost = standings.into_iter().filter(|it| it.lease_expired);
-    let mut lost: HashMap<Uuid, Standing> = lost.map(|it| (it.job_id, it)).collect();
-    for received in refused {
-        let standing = lost.remove(&received.message.job_id);
-        let worker = Arc::clone(worker);
-        worker.deliveries.clone().spawn(async move {
-            let recorded = match standing {
-                Some(standing) => take_over(&worker, &standing).await,
-                None => true,
-            };
-            if recorded {
-                ack(&received.delivery).await;
-            }
-        });
-    }
-}
-
-/// Records the attempt of a lost worker as unknown; its job is due again with that, or at its end.
-/// Returns whether that is done.
-async fn take_over(worker: &Worker, standing: &Standing) -> bool {
-    let settlement = settlement_of_lost(standing, &worker.config.retry);
-    kill_point!("worker.before_take_over");
-    let recorded = worker.settler.record(settlement).await;
-    kill_point!("worker.after_take_over");
-    warn!(
-        job_id = %standing.job_id,
-        attempt = standing.attempt,
-        lost_worker = standing.claimed_by,
-        ?recorded,
-        "took over: the lease ended without a record"
-    );
-    metrics::counter!("outhook_worker_takeovers_total").increment(1);
-    recorded.is_ok()
-}
-
 /// Repeats a statement until the database answers, or the stop.
-async fn patiently<T, Statement>(stop: &CancellationToken, statement: impl Fn() -> Statement) -> Option<T>
+pub(crate) async fn patiently<T, Statement>(stop: &CancellationToken, statement: impl Fn() -> Statement) -> Option<T>
 where
     Statement: Future<Output = Result<T, sqlx::Error>>,
 {
@@ -371,28 +301,6 @@ where
             Err(error) => warn!(%error, "cannot claim; trying again"),
         }
         until(stop, sleep(backoff.next_wait())).await?;
-    }
-}
-
-async fn ack(delivery: &Delivery) {
-    answer(delivery.acker.ack(BasicAckOptions::default())).await;
-}
-
-/// Gives back a message that was not looked at.
-async fn release(delivery: Delivery) {
-    answer(delivery.acker.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() })).await;
-}
-
-async fn release_all(deliveries: impl IntoIterator<Item = Delivery>) {
-    join_all(deliveries.into_iter().map(release)).await;
-}
-
-/// Sends the answer for a message. One that does not reach the broker means that the message comes again,
-/// and its claim is refused. Bounded: on a connection that is blocked or lost, it may never be sent.
-async fn answer(sent: impl Future<Output = Result<bool, lapin::Error>>) {
-    let sent = within("an ack", sent).await;
-    if !matches!(sent, Ok(true)) {
-        debug!(?sent, "RabbitMQ did not get the answer for a message");
     }
 }
 

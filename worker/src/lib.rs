@@ -3,6 +3,7 @@
 //! consume → claim → guard the target → sign → POST → classify → settle → ack after the commit. The
 //! transactions are short and nothing is held over the request but a lease, which outlasts it.
 
+mod answers;
 mod config;
 mod consumer;
 mod deliver;
@@ -10,6 +11,7 @@ mod egress;
 mod intake;
 mod keyring;
 mod outcome;
+mod refused;
 mod reporter;
 mod send_error;
 mod sender;
