@@ -23,7 +23,7 @@ enum Scene {
     TakenAtOnce,
     /// Webhooks of one ordering key come in.
     Ordered,
-    /// Webhooks come in for a destination that hangs, so that most of them are held.
+    /// Webhooks come in for a destination that is slow, so that many of them are held.
     Sick,
     /// A worker was lost with deliveries under way, and the next one finds its messages.
     LostWorker,
@@ -98,7 +98,9 @@ async fn kill_at(point: &'static str, scene: Scene, passage: u32) -> Seen {
     let (program, mut stack) = set_up(point, scene).await;
     let wire = stack.listen().await;
     let url = match scene {
-        Scene::LostWorker | Scene::Sick => stack.receiver_url("?fail_times=1&hang=1"),
+        Scene::LostWorker => stack.receiver_url("?fail_times=1&hang=1"),
+        // So slow that what waits has waited for too long.
+        Scene::Sick => stack.receiver_url("?delay_ms=700"),
         Scene::TakenAtOnce | Scene::Ordered => stack.receiver_url(""),
         Scene::Traffic | Scene::WipedBroker => stack.receiver_url("?fail_times=1"),
     };

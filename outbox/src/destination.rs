@@ -148,15 +148,16 @@ pub async fn slow_down(
 }
 
 /// Holds the jobs of messages that were not claimed: their alarms wait for their destination, as if the
-/// relay had not published them. The caller acks the messages.
+/// relay had not published them. Returns their outbox rows; the others are not free to be attempted, and
+/// nothing was changed about them: their messages are to be treated as those that find no claim.
 ///
 /// # Errors
 /// The database cannot be asked.
-pub async fn hold_published(pool: &PgPool, messages: &[Message]) -> Result<(), sqlx::Error> {
+pub async fn hold_published(pool: &PgPool, messages: &[Message]) -> Result<Vec<i64>, sqlx::Error> {
     let alarms: Vec<i64> = messages.iter().map(|message| message.outbox_id).collect();
     let job_ids: Vec<Uuid> = messages.iter().map(|message| message.job_id).collect();
     let attempts: Vec<i32> = messages.iter().map(|message| message.attempt).collect();
-    let statement = sqlx::query!(
+    let statement = sqlx::query_scalar!(
         "-- hold_published
         UPDATE outbox AS alarm
         SET released = false, published_at = NULL,
@@ -167,13 +168,14 @@ pub async fn hold_published(pool: &PgPool, messages: &[Message]) -> Result<(), s
         JOIN webhook_jobs AS job ON job.id = message.job_id AND job.status = 'pending' AND job.attempt = message.attempt
         JOIN outbox AS current ON current.id = message.outbox_id
         LEFT JOIN destinations AS sick ON sick.destination = current.destination AND sick.state <> 'closed'
-        WHERE alarm.id = message.outbox_id AND alarm.attempt = message.attempt AND alarm.waits_for IS NULL",
+        WHERE alarm.id = message.outbox_id AND alarm.attempt = message.attempt AND alarm.waits_for IS NULL
+        RETURNING alarm.id",
         &alarms,
         &job_ids,
         &attempts,
         LOOK_AGAIN.as_secs_f64(),
     );
-    on_connection(pool, async |connection| statement.execute(connection).await).await.map(drop)
+    on_connection(pool, async |connection| statement.fetch_all(connection).await).await
 }
 
 /// Holds rows that the relay has claimed.

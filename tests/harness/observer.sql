@@ -57,7 +57,7 @@ CREATE TABLE harness.withdrawals (
     attempt     integer     NOT NULL
 );
 
-CREATE FUNCTION harness.log_withdrawal() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION harness.log_withdrawal() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     INSERT INTO harness.withdrawals (outbox_id, attempt) VALUES (NEW.id, NEW.attempt);
     RETURN NULL;

@@ -104,7 +104,7 @@ pub(crate) async fn consume(
     let mut pace = Pace::new(CLAIM_SPACING);
     while let Some(gathered) = until(stop, gather(worker, desk, &mut consumer, pace.next())).await {
         gathered?;
-        hold(worker, &mut desk.intake).await;
+        hold(worker, &mut desk.intake, stop).await;
         let batch = desk.intake.start(CLAIM_BATCH);
         if !batch.is_empty() {
             pace.start();
@@ -190,7 +190,7 @@ async fn read(delivery: Delivery) -> Option<Received> {
 }
 
 /// Holds what must make way for others: it waits in Postgres, and costs no attempt.
-async fn hold(worker: &Worker, intake: &mut Intake<Delivery>) {
+async fn hold(worker: &Arc<Worker>, intake: &mut Intake<Delivery>, stop: &CancellationToken) {
     if intake.waiting() == 0 {
         return;
     }
@@ -202,16 +202,19 @@ async fn hold(worker: &Worker, intake: &mut Intake<Delivery>) {
         return;
     }
     metrics::counter!("outhook_worker_held_total").increment(held.len() as u64);
-    let (messages, deliveries): (Vec<Message>, Vec<Delivery>) =
-        held.into_iter().map(|it| (it.message, it.delivery)).unzip();
+    let messages: Vec<Message> = held.iter().map(|it| it.message.clone()).collect();
     match destination::hold_published(&worker.pool, &messages).await {
-        Ok(()) => {
+        Ok(rows) => {
             kill_point!("worker.after_hold");
-            join_all(deliveries.iter().map(ack)).await;
+            let (held, others): (Vec<_>, Vec<_>) =
+                held.into_iter().partition(|it| rows.contains(&it.message.outbox_id));
+            join_all(held.iter().map(|it| ack(&it.delivery))).await;
+            // Duplicates, and those that a lost worker had begun: nobody else would look after these.
+            refuse(worker, others, stop).await;
         }
         Err(error) => {
             warn!(%error, "cannot hold jobs; RabbitMQ keeps their messages");
-            release_all(deliveries).await;
+            release_all(held.into_iter().map(|it| it.delivery)).await;
         }
     }
 }

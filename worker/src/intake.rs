@@ -77,8 +77,8 @@ pub(crate) struct Answered {
 /// What all workers and relays should know of a destination.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Report {
-    /// So many failures in a row.
-    Down { error: String },
+    /// So many failures in a row, the last one perhaps of what was set free.
+    Down { error: String, released: bool },
     /// What was set free has failed.
     StillDown { error: String },
     /// It does not keep up, or asks for a pause.

@@ -38,7 +38,7 @@ impl Reporter {
             Report::Recovered => "recovered",
         };
         metrics::counter!("outhook_worker_destination_reports_total", "kind" => kind).increment(1);
-        if let Report::Down { error } | Report::Slow { error, .. } = &report {
+        if let Report::Down { error, .. } | Report::Slow { error, .. } = &report {
             // Not its name: it is its owner's business. outhook.sick_destinations shows it.
             info!(kind, error, "a destination is held back");
         }
@@ -48,7 +48,13 @@ impl Reporter {
 
 async fn write(pool: &PgPool, destination: &str, report: &Report, cool_down: CoolDown) -> Result<(), sqlx::Error> {
     match report {
-        Report::Down { error } => destination::open(pool, destination, error, cool_down).await,
+        Report::Down { error, released } => {
+            // It may have been the probe.
+            if *released {
+                destination::reopen(pool, destination, error, cool_down).await?;
+            }
+            destination::open(pool, destination, error, cool_down).await
+        }
         Report::StillDown { error } => destination::reopen(pool, destination, error, cool_down).await,
         Report::Slow { pause, limit, error } => destination::slow_down(pool, destination, *pause, *limit, error).await,
         Report::Recovered => destination::recover(pool, destination).await,

@@ -106,7 +106,7 @@ impl<Delivery> Lane<Delivery> {
         let report = if finding.failed && self.failures >= breaker_failures {
             self.failures = 0;
             self.sick_until = Some(now + KNOWN_SICK);
-            Report::Down { error }
+            Report::Down { error, released }
         } else if finding.failed && released {
             Report::StillDown { error }
         } else if let Some(pause) = finding.slow_down {

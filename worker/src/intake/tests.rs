@@ -154,7 +154,7 @@ fn failures_in_a_row_are_reported_and_a_success_starts_anew() {
     assert_eq!(end(well(), false), None);
     assert_eq!(end(failed(), false), None);
     assert_eq!(end(failed(), true), Some(Report::StillDown { error: "no answer".to_owned() }));
-    assert_eq!(end(failed(), false), Some(Report::Down { error: "no answer".to_owned() }));
+    assert_eq!(end(failed(), false), Some(Report::Down { error: "no answer".to_owned(), released: false }));
     assert_eq!(end(well(), true), Some(Report::Recovered));
     assert_eq!(end(well(), true), None, "the same was said a moment ago");
 }
