@@ -32,8 +32,6 @@ async fn a_receiver_that_returns_is_not_overrun() {
         .env("MAX_RETRIES", "20")
         .env("BACKOFF_BASE_MS", "2000")
         .env("BACKOFF_MAX_SEC", "2")
-        // What the slots alone do.
-        .env("BREAKER_FAILURES", "1000000")
         .start()
         .await;
     let (proxy, url) = TcpProxy::before(&stack.receiver_url(&format!("?delay_ms={}", DELAY.as_millis()))).await;

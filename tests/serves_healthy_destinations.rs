@@ -18,7 +18,10 @@ async fn state_of_sick(stack: &Stack) -> String {
 }
 
 fn stack(test: &'static str) -> harness::StackBuilder {
-    Stack::builder(test).env("WORKER_CONCURRENCY", CONCURRENCY).env("HTTP_CLIENT_TIMEOUT_SEC", "2")
+    Stack::builder(test)
+        .env("WORKER_CONCURRENCY", CONCURRENCY)
+        .env("HTTP_CLIENT_TIMEOUT_SEC", "2")
+        .env("BREAKER_FAILURES", "10")
 }
 
 /// The seconds between acceptance and success of the slowest webhook to the stack's own receiver.

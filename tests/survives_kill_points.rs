@@ -153,9 +153,7 @@ async fn set_up(point: &str, scene: Scene) -> (Program, Stack) {
         // Small batches, so that there are enough of them for the last passage of each point.
         .env("ACCEPT_BATCH_SIZE", "4")
         .env("RELAY_BATCH_SIZE", "8")
-        .env("WORKER_CONCURRENCY", "8")
-        // What fails once on purpose is not to be waited for.
-        .env("BREAKER_FAILURES", "1000");
+        .env("WORKER_CONCURRENCY", "8");
     match (point.split('.').next(), scene) {
         (Some("api"), _) => {
             let mut stack = builder.start().await;

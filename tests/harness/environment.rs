@@ -76,6 +76,8 @@ pub(crate) fn common(
         ("MAX_RETRIES", text("5")),
         ("BACKOFF_BASE_MS", text("50")),
         ("BACKOFF_MAX_SEC", text("1")),
+        // What fails on purpose is no sick destination, but where a test is about those.
+        ("BREAKER_FAILURES", text("1000000")),
         ("BREAKER_COOLDOWN_SEC", text("1")),
         ("BREAKER_COOLDOWN_MAX_SEC", text("1")),
     ])
