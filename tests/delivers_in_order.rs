@@ -91,7 +91,7 @@ async fn a_key_from_sql_counts_as_well() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_order_survives_kills_of_relays_and_workers() {
     const KEYS: usize = 8;
-    const ROUNDS: usize = 40;
+    const ROUNDS: usize = 32;
     let mut stack = Stack::builder("the_order_survives_kills")
         .relays(2)
         .workers(2)
@@ -104,22 +104,35 @@ async fn the_order_survives_kills_of_relays_and_workers() {
         for number in 0..KEYS {
             let name = format!("key {number}");
             // Every fifth fails once.
-            let query = if (round + number) % 5 == 0 { "?fail_times=1" } else { "?delay_ms=5" };
+            let query = match (round + number) % 5 {
+                0 => "?fail_times=1",
+                // Long enough to be under way when its worker is killed.
+                _ if round % 8 == 3 => "?delay_ms=500",
+                _ => "?delay_ms=5",
+            };
             let id = stack.client.post_with("{}", &stack.receiver_url(query), &key(&name)).await.job_id;
             keys.entry(name).or_default().push(id);
         }
         if round % 8 == 3 {
+            wait_until("requests to be under way", PATIENCE, async || {
+                stack.count("SELECT count(DISTINCT claimed_by) FROM webhook_jobs WHERE status = 'processing'").await > 0
+            })
+            .await;
             stack.relays.remove(0).kill().await;
             stack.start_relay().await;
-            stack.workers.remove(0).kill().await;
+            for mut worker in std::mem::take(&mut stack.workers) {
+                worker.kill().await;
+            }
+            stack.start_worker().await;
             stack.start_worker().await;
         }
     }
     stack.wait_until_drained(PATIENCE * 3).await;
     assert_order(&stack, &keys).await;
     let unknown = stack.count("SELECT count(*) FROM webhook_attempts WHERE outcome = 'unknown'").await;
+    assert!(unknown > 0, "no kill came in the middle of an attempt");
     report(&format!(
-        "order: {KEYS} keys of {ROUNDS} webhooks each, 5 relays and 5 workers killed; {unknown} unknown attempts, none out of order"
+        "order: {KEYS} keys of {ROUNDS} webhooks each, 4 relays and 8 workers killed; {unknown} unknown attempts, none out of order"
     ));
     stack.finish().await;
 }

@@ -178,22 +178,38 @@ pub async fn hold_published(pool: &PgPool, messages: &[Message]) -> Result<Vec<i
     on_connection(pool, async |connection| statement.fetch_all(connection).await).await
 }
 
-/// Holds rows that the relay has claimed.
+/// Whether any destination is sick or limited. Rarely, so it is asked before anything else.
 ///
 /// # Errors
 /// The database cannot be asked.
-pub async fn hold(transaction: &impl GenericClient, ids: &[i64]) -> Result<(), Error> {
-    transaction
+pub async fn any_sick(client: &impl GenericClient) -> Result<bool, Error> {
+    let statement = "-- any_sick
+        SELECT EXISTS (SELECT FROM destinations WHERE state <> 'closed' OR rate_limit IS NOT NULL)";
+    let rows = client.query_typed(statement, &[]).await?;
+    Ok(rows.iter().any(|row| row.get(0)))
+}
+
+/// Holds up to `limit` rows that are due for destinations that are sick or limited, those longest due first:
+/// [`crate::due::claim_due`] steps over them until then. Returns how many.
+///
+/// # Errors
+/// The database cannot be asked.
+pub async fn hold_due(client: &impl GenericClient, limit: i64) -> Result<u64, Error> {
+    client
         .execute(
             "-- hold_due
             UPDATE outbox
-            SET waits_for = 'destination', published_at = NULL,
-                due_at = statement_timestamp() + make_interval(secs => $2)
-            WHERE id = ANY($1)",
-            &[&ids, &LOOK_AGAIN.as_secs_f64()],
+            SET waits_for = 'destination', published_at = NULL, due_at = now() + make_interval(secs => $2)
+            WHERE id IN (
+                SELECT id FROM outbox
+                WHERE due_at <= now() AND NOT released AND destination IN (
+                    SELECT destinations.destination FROM destinations WHERE state <> 'closed' OR rate_limit IS NOT NULL)
+                ORDER BY due_at, id
+                LIMIT $1
+                FOR UPDATE SKIP LOCKED)",
+            &[&limit, &LOOK_AGAIN.as_secs_f64()],
         )
-        .await?;
-    Ok(())
+        .await
 }
 
 /// Sets free what may go of all destinations whose time has come, and moves their states on. Returns how

@@ -19,8 +19,6 @@ pub struct DueRow {
     pub message_id: Uuid,
     /// Whether it was recorded as published before.
     pub rings_again: bool,
-    /// Its destination takes none for now, or only so many: see [`crate::destination`].
-    pub is_held: bool,
     /// Its key, if it must wait for its turn: see [`crate::ordering`].
     pub ordering_key: Option<String>,
     /// Since when it is due, by the database's clock.
@@ -34,7 +32,6 @@ impl DueRow {
         Self {
             message_id: row.get("message_id"),
             rings_again: row.get("rings_again"),
-            is_held: row.get("is_held"),
             ordering_key: row.get("ordering_key"),
             due_at: row.get("due_at"),
             message: Message::new(row.get("job_id"), row.get("attempt"), row.get("id"), row.get("traceparent"))
@@ -50,7 +47,8 @@ impl DueRow {
 }
 
 /// Locks up to `limit` rows that are due and that no other relay holds, those longest due first; with
-/// `since`, only rows that became due then or later.
+/// `since`, only rows that became due then or later. Rows of destinations that are sick or limited are left to
+/// [`crate::destination`], unless they were set free there.
 ///
 /// # Errors
 /// The database cannot be asked.
@@ -64,12 +62,11 @@ pub async fn claim_due(
         .query_typed(
             "-- claim_due
             SELECT id, due_at, job_id, attempt, message_id, traceparent, destination, released, ordering_key,
-                   published_at IS NOT NULL AS rings_again,
-                   NOT released AND destination IN (
-                       SELECT destinations.destination FROM destinations
-                       WHERE state <> 'closed' OR rate_limit IS NOT NULL) AS is_held
+                   published_at IS NOT NULL AS rings_again
             FROM outbox
             WHERE due_at <= now() AND due_at >= coalesce($2, '-infinity')
+              AND (released OR destination NOT IN (
+                  SELECT destinations.destination FROM destinations WHERE state <> 'closed' OR rate_limit IS NOT NULL))
             ORDER BY due_at, id
             LIMIT $1
             FOR UPDATE SKIP LOCKED",

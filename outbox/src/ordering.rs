@@ -6,6 +6,7 @@
 //! Accepting takes no lock: a caller's own long transaction holds nobody up.
 
 use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
 
 use sqlx::PgConnection;
 use tokio_postgres::{Error, GenericClient};
@@ -23,8 +24,9 @@ pub struct Turns {
     pub busy: Vec<i64>,
 }
 
-/// Judges those of the rows that have a key and were never published. The rows must be locked; their keys are, until the end of
-/// the transaction, unless somebody has done so before: waiting for that could be waiting for each other.
+/// Judges those of the rows that have a key and were never published. The rows must be locked. Their keys are locked
+/// here until the end of the transaction, unless somebody has done so before: waiting for that could be waiting for
+/// each other.
 ///
 /// # Errors
 /// The database cannot be asked.
@@ -73,11 +75,7 @@ async fn lock_free(transaction: &impl GenericClient, keys: Vec<&str>) -> Result<
 ///
 /// # Errors
 /// The database cannot be asked.
-pub async fn wait_for_turn(
-    transaction: &impl GenericClient,
-    ids: &[i64],
-    look_again: std::time::Duration,
-) -> Result<(), Error> {
+pub async fn wait_for_turn(transaction: &impl GenericClient, ids: &[i64], look_again: Duration) -> Result<(), Error> {
     transaction
         .execute(
             "-- wait_for_turn

@@ -29,8 +29,11 @@ const TURN_SPACING: Duration = Duration::from_millis(4);
 /// How soon to look again whether workers have shortened a queue that was too long.
 const FULL_QUEUE_WAIT: Duration = Duration::from_millis(100);
 
-/// Between two looks at the destinations whose time has come.
-const RELEASE_SPACING: Duration = Duration::from_millis(100);
+/// Between two looks at destinations that are sick or limited.
+const TENDING_SPACING: Duration = Duration::from_millis(100);
+
+/// Rows held in one look, so that those who can be served do not wait for it.
+const HOLD_BATCH: i64 = 2_000;
 
 /// Between two looks at all that is due, and how late a row's commit may come to be seen by those in
 /// between: it was due from the beginning of its transaction.
@@ -57,7 +60,7 @@ pub(crate) struct Lane {
     publisher: Option<Publisher>,
     backoff: Backoff,
     pace: Pace,
-    releases: Pace,
+    tending: Pace,
     look: Look,
     announced: bool,
 }
@@ -122,7 +125,7 @@ impl From<tokio_postgres::Error> for Lost {
 impl Lane {
     pub(crate) fn new(config: Config, notified: Notified, stop: CancellationToken) -> Self {
         let (backoff, pace) = (Backoff::reconnect(), Pace::new(TURN_SPACING));
-        let releases = Pace::new(RELEASE_SPACING);
+        let tending = Pace::new(TENDING_SPACING);
         Self {
             config,
             notified,
@@ -131,7 +134,7 @@ impl Lane {
             publisher: None,
             backoff,
             pace,
-            releases,
+            tending,
             look: Look::default(),
             announced: false,
         }
@@ -165,14 +168,13 @@ impl Lane {
             unreachable!("both were connected just now");
         };
         let config = &self.config.publish;
+        if self.tending.next() <= Instant::now() {
+            self.tending.start();
+            tend_destinations(database, config.destination_drain_limit).await?;
+        }
         let room = publisher.room(config.relay_batch_size.into(), config.relay_queue_limit).await?;
         if room == 0 {
             return Ok(Next::QueueFull);
-        }
-        if self.releases.next() <= Instant::now() {
-            self.releases.start();
-            let released = destination::release(&*database, config.destination_drain_limit).await?;
-            metrics::counter!("outhook_relay_released_total").increment(released);
         }
         let turn = publish_due(database, publisher, room, self.look.since(), config).await?;
         self.look.saw(turn.last);
@@ -265,6 +267,18 @@ impl Lane {
             self.announced = true;
         }
     }
+}
+
+/// Sets free what may go to destinations that are sick or limited, and holds what has become due for them.
+async fn tend_destinations(database: &Client, most: i32) -> Result<(), tokio_postgres::Error> {
+    if !destination::any_sick(database).await? {
+        return Ok(());
+    }
+    let released = destination::release(database, most).await?;
+    let held = destination::hold_due(database, HOLD_BATCH).await?;
+    metrics::counter!("outhook_relay_released_total").increment(released);
+    metrics::counter!("outhook_relay_held_total").increment(held);
+    Ok(())
 }
 
 /// Makes all that was published due again. Its commits wait for the disk: once the queue exists anew,

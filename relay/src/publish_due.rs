@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::{Duration, SystemTime};
 
 use outbox::database::DatabaseError;
-use outbox::destination::{self, LOOK_AGAIN};
+use outbox::destination::LOOK_AGAIN;
 use outbox::due::{self, DueRow};
 use outbox::ordering;
 use outbox::{kill_point, kill_point_in};
@@ -31,7 +31,8 @@ pub(crate) struct Turn {
     pub all_refused: bool,
 }
 
-/// Publishes up to `limit` rows that are due, `since` then if it says so. A crash at any point frees the rows as they were.
+/// Publishes up to `limit` rows that are due, `since` then if it says so. A crash at any point frees the rows as
+/// they were.
 pub(crate) async fn publish_due(
     client: &mut Client,
     publisher: &mut Publisher,
@@ -47,7 +48,6 @@ pub(crate) async fn publish_due(
     kill_point!("relay.after_claim");
     let turn_size = claimed.len();
     let rows = due::put_right(&transaction, claimed).await?;
-    let rows = hold_back(&transaction, rows).await?;
     let rows = keep_order(&transaction, rows).await?;
     let answers = publisher.publish(&rows).await;
 
@@ -70,16 +70,6 @@ pub(crate) async fn publish_due(
     debug!(claimed = turn_size, confirmed = confirmed.len(), others = others.len(), "published");
     let all_refused = confirmed.is_empty() && !others.is_empty();
     Ok(Turn { claimed: turn_size, last: Some(last), all_refused })
-}
-
-/// Holds the rows whose destinations are sick or limited; returns the others.
-async fn hold_back(transaction: &impl GenericClient, rows: Vec<DueRow>) -> Result<Vec<DueRow>, DatabaseError> {
-    let (held, rows): (Vec<DueRow>, Vec<DueRow>) = rows.into_iter().partition(|row| row.is_held);
-    if !held.is_empty() {
-        destination::hold(transaction, &held.iter().map(DueRow::id).collect::<Vec<_>>()).await?;
-        metrics::counter!("outhook_relay_held_total").increment(held.len() as u64);
-    }
-    Ok(rows)
 }
 
 /// Leaves rows whose turn in their ordering key has not come; returns the others.

@@ -185,7 +185,6 @@ mod tests {
         DueRow {
             message_id: Uuid::from_u128(id),
             rings_again: false,
-            is_held: false,
             ordering_key: None,
             due_at: SystemTime::UNIX_EPOCH,
             message,

@@ -88,7 +88,8 @@ impl Service {
         assert!(due.iter().any(|row| row.rings_again), "nothing rings again");
         let due = put_right(&transaction, due).await?;
         let ids: Vec<i64> = due.iter().map(DueRow::id).collect();
-        destination::hold(&transaction, &ids).await?;
+        destination::any_sick(&transaction).await?;
+        destination::hold_due(&transaction, 10).await?;
         destination::release(&transaction, 10).await?;
         let turns = ordering::take_turns(&transaction, &due).await?;
         assert_eq!(turns.waiting.len(), 1, "no row waits for its turn");
