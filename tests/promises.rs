@@ -16,6 +16,7 @@ mod finds_violations;
 mod follows_the_model;
 mod follows_the_retry_policy;
 mod keeps_secrets;
+mod keeps_to_its_indexes;
 mod leaves_as_configured;
 mod migrates_under_load;
 mod outlasts_hostile_receivers;

@@ -77,8 +77,10 @@ pub async fn run(config: Config, metrics: PrometheusHandle, stop: CancellationTo
 impl App {
     fn start(config: Config, metrics: PrometheusHandle) -> Self {
         let commits = config.accept.accept_concurrency.into();
-        let accepting = |lock_timeout| {
-            config.database.pool_with_lock_timeout("outhook-api accept", commits, ACQUIRE_TIMEOUT, lock_timeout)
+        let accepting = |lock_timeout: Duration| {
+            let lock_timeout = format!("{}ms", lock_timeout.as_millis());
+            let settings = [("lock_timeout", lock_timeout.as_str())];
+            config.database.pool_with("outhook-api accept", commits, ACQUIRE_TIMEOUT, &settings)
         };
         let pools = Pools { together: accepting(LOCK_TIMEOUT), singly: accepting(SINGLE_LOCK_TIMEOUT) };
         let notifier = Notifier::start(config.database.pool("outhook-api notify", 1, ACQUIRE_TIMEOUT));

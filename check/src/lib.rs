@@ -70,7 +70,10 @@ pub async fn begin_snapshot(connection: &mut PgConnection, statement_timeout: Du
     let begin = format!(
         "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
          SET LOCAL search_path = public, pg_catalog;
-         SET LOCAL statement_timeout = {timeout}"
+         SET LOCAL statement_timeout = {timeout};
+         -- Unlike the services' own statements, these read whole tables.
+         SET LOCAL enable_seqscan = on;
+         SET LOCAL enable_bitmapscan = on"
     );
     sqlx::raw_sql(AssertSqlSafe(begin)).execute(connection).await.map(|_| ())
 }

@@ -73,17 +73,19 @@ pub async fn claim(
     let statement = sqlx::query_as!(
         Claimed,
         r#"-- claim_jobs
-        UPDATE webhook_jobs AS job
-        SET status = 'processing', attempt = job.attempt + 1, claimed_by = $3, updated_at = now(),
-            lease_until = now() + make_interval(secs => coalesce(job.timeout_ms / 1000.0::float8, $4) + $5)
-        FROM (
+        WITH free AS MATERIALIZED (
             SELECT id FROM webhook_jobs JOIN unnest($1::uuid[], $2::integer[]) AS message (job_id, attempt)
                 -- The guard: of any number of equal or stale messages, one finds the job like this.
                 ON id = job_id AND status = 'pending' AND webhook_jobs.attempt = message.attempt
+            WHERE id = ANY($1)
             -- A row that somebody holds must not stop the others; it is refused, and comes again.
             FOR UPDATE OF webhook_jobs SKIP LOCKED
-        ) AS free
-        WHERE job.id = free.id
+        )
+        UPDATE webhook_jobs AS job
+        SET status = 'processing', attempt = job.attempt + 1, claimed_by = $3, updated_at = now(),
+            lease_until = now() + make_interval(secs => coalesce(job.timeout_ms / 1000.0::float8, $4) + $5)
+        FROM free
+        WHERE job.id = ANY($1) AND job.id = free.id
         RETURNING job.id AS job_id, job.attempt, job.retry_count, job.max_attempts, job.timeout_ms, job.ordering_key,
                   job.client_url, job.payload, job.headers, job.updated_at AS started_at, job.created_at, job.sealed_key,
                   -- Asked once a statement: while there are no keys at all, the jobs pay nothing for them.
@@ -223,15 +225,18 @@ pub async fn ring_later(pool: &PgPool, job_ids: &[Uuid]) -> Result<(), sqlx::Err
         -- A message may come before the relay has recorded it. So the rows are locked first, which waits for
         -- that, and judged by what they are then: a condition on the row itself would judge the old version,
         -- not yet published, and leave it to ring at the republish interval.
-        WITH alarm AS MATERIALIZED (
+        WITH job AS MATERIALIZED (
+            SELECT outbox_id, status, attempt, lease_until FROM webhook_jobs WHERE id = ANY($1)
+        ), alarm AS MATERIALIZED (
             SELECT id, attempt, published_at FROM outbox
-            WHERE id IN (SELECT outbox_id FROM webhook_jobs WHERE id = ANY($1))
+            WHERE id = ANY(ARRAY(SELECT outbox_id FROM job))
             ORDER BY id
             FOR UPDATE
         )
         UPDATE outbox SET due_at = coalesce(job.lease_until, now() + interval '1 second')
-        FROM alarm JOIN webhook_jobs AS job ON job.outbox_id = alarm.id
-        WHERE job.id = ANY($1) AND outbox.id = alarm.id AND alarm.published_at IS NOT NULL
+        FROM alarm JOIN job ON job.outbox_id = alarm.id
+        WHERE outbox.id = ANY(ARRAY(SELECT id FROM alarm)) AND outbox.id = alarm.id
+          AND alarm.published_at IS NOT NULL
           -- Not an alarm that was re-armed for the next attempt meanwhile.
           AND alarm.attempt = CASE job.status WHEN 'processing' THEN job.attempt - 1 WHEN 'pending' THEN job.attempt END",
         job_ids

@@ -7,9 +7,9 @@ use std::time::Duration;
 use clap::Args;
 use rustls::{ClientConfig, RootCertStore};
 use secrecy::{ExposeSecret, SecretString};
-use sqlx::ConnectOptions;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions, Postgres};
+use sqlx::{ConnectOptions, Connection as _};
 use tokio_postgres::{AsyncMessage, Client, Connection, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +28,19 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A connection that takes longer to open is not waited for.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Settings of every service's connections: plans are made once and kept, so they must be right whatever size a table
+/// has by then. Every statement of a service names the rows that it wants; so it finds them by an index, in a scan that
+/// also cleans up what is dead. What has no index, the few destinations, looks expensive like this, which is no reason
+/// to compile the plan. See docs/decisions/0012.
+pub(crate) const PLANNER: [(&str, &str); 3] = [("enable_seqscan", "off"), ("enable_bitmapscan", "off"), ("jit", "off")];
+
+/// A setting for statements that join a batch with the rows that it names, by hashing. Postgres expects ten elements of
+/// any array, and would compare each with each.
+pub const JOIN_BY_HASH: (&str, &str) = ("enable_nestloop", "off");
+
+/// A connection that was idle for longer is tested before it is used.
+const TRUSTED_FOR: Duration = Duration::from_secs(1);
 
 /// Why the database cannot be worked with.
 #[derive(Debug, thiserror::Error)]
@@ -83,27 +96,42 @@ impl DatabaseConfig {
     /// A caller waits at most `acquire_timeout` for a free one.
     #[must_use]
     pub fn pool(&self, application: &str, connections: u32, acquire_timeout: Duration) -> PgPool {
-        self.pool_with_lock_timeout(application, connections, acquire_timeout, LOCK_TIMEOUT)
+        self.pool_with(application, connections, acquire_timeout, &[])
     }
 
-    /// The same, whose statements wait for a row or a table that another transaction holds for so long.
+    /// The same, with settings of Postgres that go before the usual ones.
     #[must_use]
-    pub fn pool_with_lock_timeout(
+    pub fn pool_with(
         &self,
         application: &str,
         connections: u32,
         acquire_timeout: Duration,
-        lock_timeout: Duration,
+        settings: &[(&str, &str)],
     ) -> PgPool {
         let options = PgConnectOptions::from_str(self.database_url.expose_secret())
             .expect("checked when it was read")
             .application_name(application)
             .options([
                 ("statement_timeout", format!("{}ms", STATEMENT_TIMEOUT.as_millis())),
-                ("lock_timeout", format!("{}ms", lock_timeout.as_millis())),
+                ("lock_timeout", format!("{}ms", LOCK_TIMEOUT.as_millis())),
             ])
+            .options(PLANNER)
+            .options(settings.iter().copied())
             .disable_statement_logging();
-        PgPoolOptions::new().max_connections(connections).acquire_timeout(acquire_timeout).connect_lazy_with(options)
+        PgPoolOptions::new()
+            .max_connections(connections)
+            .acquire_timeout(acquire_timeout)
+            // It was tested when it was given back, a moment ago.
+            .test_before_acquire(false)
+            .before_acquire(|connection, metadata| {
+                Box::pin(async move {
+                    if metadata.idle_for > TRUSTED_FOR {
+                        connection.ping().await?;
+                    }
+                    Ok(true)
+                })
+            })
+            .connect_lazy_with(options)
     }
 
     /// A single connection.

@@ -165,10 +165,11 @@ pub async fn hold_published(pool: &PgPool, messages: &[Message]) -> Result<Vec<i
             waits_for = CASE WHEN sick.destination IS NOT NULL THEN 'destination' END,
             due_at = now() + CASE WHEN sick.destination IS NOT NULL THEN make_interval(secs => $4) ELSE interval '1 second' END
         FROM unnest($1::bigint[], $2::uuid[], $3::integer[]) AS message (outbox_id, job_id, attempt)
-        JOIN webhook_jobs AS job ON job.id = message.job_id AND job.status = 'pending' AND job.attempt = message.attempt
-        JOIN outbox AS current ON current.id = message.outbox_id
+        JOIN webhook_jobs AS job ON job.id = ANY($2) AND job.id = message.job_id AND job.status = 'pending' AND job.attempt = message.attempt
+        JOIN outbox AS current ON current.id = ANY($1) AND current.id = message.outbox_id
         LEFT JOIN destinations AS sick ON sick.destination = current.destination AND sick.state <> 'closed'
-        WHERE alarm.id = message.outbox_id AND alarm.attempt = message.attempt AND alarm.waits_for IS NULL
+        WHERE alarm.id = ANY($1) AND alarm.id = message.outbox_id AND alarm.attempt = message.attempt
+          AND alarm.waits_for IS NULL
         RETURNING alarm.id",
         &alarms,
         &job_ids,
@@ -204,7 +205,7 @@ pub async fn hold_due(client: &impl GenericClient, limit: i64) -> Result<u64, Er
                 SELECT id FROM outbox
                 WHERE due_at <= now() AND NOT released AND destination IN (
                     SELECT destinations.destination FROM destinations WHERE state <> 'closed' OR rate_limit IS NOT NULL)
-                ORDER BY due_at, id
+                ORDER BY due_at
                 LIMIT $1
                 FOR UPDATE SKIP LOCKED)",
             &[&limit, &LOOK_AGAIN.as_secs_f64()],

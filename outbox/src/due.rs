@@ -6,10 +6,10 @@
 use std::collections::HashSet;
 use std::time::{Duration, SystemTime};
 
-use tokio_postgres::types::Type;
-use tokio_postgres::{Error, GenericClient, Row};
+use tokio_postgres::{Client, Error, GenericClient, Row, Statement};
 use uuid::Uuid;
 
+use crate::database::PLANNER;
 use crate::message::Message;
 
 /// An outbox row whose alarm rings.
@@ -46,6 +46,55 @@ impl DueRow {
     }
 }
 
+/// The statements of every turn, prepared on one connection: planning them costs more than running them.
+#[derive(Clone, Debug)]
+pub struct Statements {
+    claim_due: Statement,
+    mark_published: Statement,
+    next_due: Statement,
+}
+
+impl Statements {
+    /// Prepares them.
+    ///
+    /// # Errors
+    /// The database cannot be asked.
+    pub async fn prepare(client: &Client) -> Result<Self, Error> {
+        for (setting, value) in PLANNER {
+            client.batch_execute(&format!("SET {setting} = {value}")).await?;
+        }
+        Ok(Self {
+            claim_due: client.prepare(CLAIM_DUE).await?,
+            mark_published: client.prepare(MARK_PUBLISHED).await?,
+            next_due: client.prepare(NEXT_DUE).await?,
+        })
+    }
+}
+
+// By due time, never by "id > last seen": ids are given out before they commit, in another order. And not by id
+// besides: rows of one transaction are due at the same moment, and each turn would read and sort all of them.
+const CLAIM_DUE: &str = "-- claim_due
+    SELECT id, due_at, job_id, attempt, message_id, traceparent, destination, released, ordering_key,
+           published_at IS NOT NULL AS rings_again
+    FROM outbox
+    WHERE due_at <= now() AND due_at >= coalesce($2::timestamptz, '-infinity')
+      AND (released OR destination NOT IN (
+          SELECT destinations.destination FROM destinations WHERE state <> 'closed' OR rate_limit IS NOT NULL))
+    ORDER BY due_at
+    LIMIT $1
+    FOR UPDATE SKIP LOCKED";
+
+const MARK_PUBLISHED: &str = "-- mark_published
+    UPDATE outbox
+    SET waits_for = NULL, published_at = statement_timestamp(), due_at = statement_timestamp() + make_interval(secs => $2)
+    WHERE id = ANY($1)";
+
+const NEXT_DUE: &str = "-- next_due
+    SELECT extract(epoch FROM least(
+        (SELECT due_at FROM outbox WHERE due_at > now() ORDER BY due_at LIMIT 1),
+        (SELECT min(hold_until) FROM destinations
+         WHERE (state <> 'closed' OR rate_limit IS NOT NULL) AND hold_until > now())) - now())::float8";
+
 /// Locks up to `limit` rows that are due and that no other relay holds, those longest due first; with
 /// `since`, only rows that became due then or later. Rows of destinations that are sick or limited are left to
 /// [`crate::destination`], unless they were set free there.
@@ -54,25 +103,11 @@ impl DueRow {
 /// The database cannot be asked.
 pub async fn claim_due(
     transaction: &impl GenericClient,
+    statements: &Statements,
     limit: i64,
     since: Option<SystemTime>,
 ) -> Result<Vec<DueRow>, Error> {
-    // By due time, never by "id > last seen": ids are given out before they commit, in another order.
-    let rows = transaction
-        .query_typed(
-            "-- claim_due
-            SELECT id, due_at, job_id, attempt, message_id, traceparent, destination, released, ordering_key,
-                   published_at IS NOT NULL AS rings_again
-            FROM outbox
-            WHERE due_at <= now() AND due_at >= coalesce($2, '-infinity')
-              AND (released OR destination NOT IN (
-                  SELECT destinations.destination FROM destinations WHERE state <> 'closed' OR rate_limit IS NOT NULL))
-            ORDER BY due_at, id
-            LIMIT $1
-            FOR UPDATE SKIP LOCKED",
-            &[(&limit, Type::INT8), (&since, Type::TIMESTAMPTZ)],
-        )
-        .await?;
+    let rows = transaction.query(&statements.claim_due, &[&limit, &since]).await?;
     Ok(rows.iter().map(DueRow::from_row).collect())
 }
 
@@ -119,18 +154,11 @@ pub async fn put_right(transaction: &impl GenericClient, due: Vec<DueRow>) -> Re
 /// The database cannot be asked.
 pub async fn mark_published(
     transaction: &impl GenericClient,
+    statements: &Statements,
     ids: &[i64],
     republish_after: Duration,
 ) -> Result<(), Error> {
-    let marked = transaction
-        .execute(
-            "-- mark_published
-            UPDATE outbox
-            SET waits_for = NULL, published_at = statement_timestamp(), due_at = statement_timestamp() + make_interval(secs => $2)
-            WHERE id = ANY($1)",
-            &[&ids, &republish_after.as_secs_f64()],
-        )
-        .await?;
+    let marked = transaction.execute(&statements.mark_published, &[&ids, &republish_after.as_secs_f64()]).await?;
     debug_assert_eq!(marked, ids.len() as u64, "the rows are locked since claim_due");
     Ok(())
 }
@@ -157,17 +185,8 @@ pub async fn push_back(transaction: &impl GenericClient, ids: &[i64], delay: Dur
 ///
 /// # Errors
 /// The database cannot be asked.
-pub async fn next_due(client: &impl GenericClient) -> Result<Option<Duration>, Error> {
-    let row = client
-        .query_one(
-            "-- next_due
-            SELECT extract(epoch FROM least(
-                (SELECT due_at FROM outbox WHERE due_at > now() ORDER BY due_at LIMIT 1),
-                (SELECT min(hold_until) FROM destinations
-                 WHERE (state <> 'closed' OR rate_limit IS NOT NULL) AND hold_until > now())) - now())::float8",
-            &[],
-        )
-        .await?;
+pub async fn next_due(client: &impl GenericClient, statements: &Statements) -> Result<Option<Duration>, Error> {
+    let row = client.query_one(&statements.next_due, &[]).await?;
     let seconds: Option<f64> = row.get(0);
     Ok(seconds.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)))
 }

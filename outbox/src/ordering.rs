@@ -107,8 +107,10 @@ pub(crate) async fn lock(connection: &mut PgConnection, keys: &[String]) -> Resu
     Ok(())
 }
 
-/// Makes the next job of each key due.
+/// Makes the next job of each key due, in the caller's transaction.
 pub(crate) async fn release_next(connection: &mut PgConnection, keys: &[String]) -> Result<(), sqlx::Error> {
+    // It looks each key up, unlike what else this connection does: crate::database::JOIN_BY_HASH.
+    sqlx::query("SET LOCAL enable_nestloop = on").execute(&mut *connection).await?;
     sqlx::query!(
         "-- release_next
         SELECT outhook.release_next($1)",

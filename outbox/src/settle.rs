@@ -101,7 +101,7 @@ async fn write(connection: &mut PgConnection, settlements: &[Settlement]) -> Res
                 retry_count = job.retry_count + (result.status <> 'success')::integer
             FROM result
             -- The fence: whoever lost its lease to a later attempt matches nothing.
-            WHERE job.id = result.job_id AND job.attempt = result.attempt AND job.status = 'processing'
+            WHERE job.id = ANY($1) AND job.id = result.job_id AND job.attempt = result.attempt AND job.status = 'processing'
             RETURNING job.id AS job_id, job.attempt, job.status, job.outbox_id,
                       now() + make_interval(secs => result.retry_in) AS retry_at
         ), recorded AS (
@@ -114,12 +114,14 @@ async fn write(connection: &mut PgConnection, settlements: &[Settlement]) -> Res
             UPDATE outbox AS alarm
             SET attempt = settled.attempt, due_at = settled.retry_at, published_at = NULL, message_id = gen_random_uuid(),
                 released = false
-            FROM settled WHERE alarm.id = settled.outbox_id AND settled.status = 'pending'
+            FROM settled
+            WHERE alarm.id = ANY(ARRAY(SELECT outbox_id FROM settled WHERE status = 'pending'))
+              AND alarm.id = settled.outbox_id
             RETURNING alarm.id
         ), deleted AS (
-            DELETE FROM outbox AS alarm
-            USING settled WHERE alarm.id = settled.outbox_id AND settled.status <> 'pending'
-            RETURNING alarm.id
+            DELETE FROM outbox
+            WHERE id = ANY(ARRAY(SELECT outbox_id FROM settled WHERE status <> 'pending'))
+            RETURNING id
         )
         SELECT job_id AS "job_id!", attempt AS "attempt!", alarm.id IS NOT NULL AS "alarm_found!"
         FROM settled LEFT JOIN (SELECT id FROM rearmed UNION ALL SELECT id FROM deleted) AS alarm

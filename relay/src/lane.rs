@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use outbox::backoff::Backoff;
 use outbox::batch::Pace;
 use outbox::database::DatabaseError;
+use outbox::due::Statements;
 use outbox::kill_point;
 use outbox::topology::BrokerError;
 use outbox::{destination, due};
@@ -15,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::Config;
-use crate::publish_due::publish_due;
+use crate::publish_due::{Database, publish_due};
 use crate::publisher::Publisher;
 use crate::wake::{Notified, Wake};
 
@@ -56,7 +57,7 @@ pub(crate) struct Lane {
     config: Config,
     notified: Notified,
     stop: CancellationToken,
-    database: Option<Client>,
+    database: Option<Database>,
     publisher: Option<Publisher>,
     backoff: Backoff,
     pace: Pace,
@@ -170,7 +171,7 @@ impl Lane {
         let config = &self.config.publish;
         if self.tending.next() <= Instant::now() {
             self.tending.start();
-            tend_destinations(database, config.destination_drain_limit).await?;
+            tend_destinations(&database.client, config.destination_drain_limit).await?;
         }
         let room = publisher.room(config.relay_batch_size.into(), config.relay_queue_limit).await?;
         if room == 0 {
@@ -184,7 +185,7 @@ impl Lane {
         if turn.claimed == room as usize {
             return Ok(Next::GoOn);
         }
-        Ok(Next::Sleep(due::next_due(&*database).await?))
+        Ok(Next::Sleep(due::next_due(&database.client, &database.statements).await?))
     }
 
     async fn rest(&mut self, next: Next) -> Wake {
@@ -231,10 +232,10 @@ impl Lane {
     }
 
     async fn connect_database(&mut self) -> Result<(), DatabaseError> {
-        if self.database.as_ref().is_none_or(Client::is_closed) {
+        if self.database.as_ref().is_none_or(|database| database.client.is_closed()) {
             let client = self.config.database.connect("outhook-relay").await?;
             client.batch_execute(SESSION).await?;
-            self.database = Some(client);
+            self.database = Some(Database { statements: Statements::prepare(&client).await?, client });
         }
         Ok(())
     }
@@ -248,7 +249,7 @@ impl Lane {
             Some(publisher) if publisher.is_usable() => return Ok(()),
             _ => self.publisher = None,
         }
-        let database = self.database.as_ref().expect("the database is connected first");
+        let database = &self.database.as_ref().expect("the database is connected first").client;
         let broker = self.config.broker.clone();
         let connection = broker.connect("outhook-relay").await?;
         if !broker.queue_exists(&connection).await? {

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use outbox::database::DatabaseError;
 use outbox::destination::LOOK_AGAIN;
-use outbox::due::{self, DueRow};
+use outbox::due::{self, DueRow, Statements};
 use outbox::ordering;
 use outbox::{kill_point, kill_point_in};
 use tokio_postgres::{Client, GenericClient};
@@ -21,6 +21,12 @@ const REFUSED_DELAY: Duration = Duration::from_millis(500);
 /// Wait before a row is looked at again whose ordering key somebody else has locked for a moment.
 const BUSY_DELAY: Duration = Duration::from_millis(50);
 
+/// A lane's connection to Postgres.
+pub(crate) struct Database {
+    pub client: Client,
+    pub statements: Statements,
+}
+
 /// What a turn did.
 pub(crate) struct Turn {
     /// Rows that were claimed; as many as asked for means that there may be more.
@@ -34,14 +40,14 @@ pub(crate) struct Turn {
 /// Publishes up to `limit` rows that are due, `since` then if it says so. A crash at any point frees the rows as
 /// they were.
 pub(crate) async fn publish_due(
-    client: &mut Client,
+    Database { client, statements }: &mut Database,
     publisher: &mut Publisher,
     limit: u32,
     since: Option<SystemTime>,
     config: &PublishConfig,
 ) -> Result<Turn, DatabaseError> {
     let transaction = client.transaction().await?;
-    let claimed = due::claim_due(&transaction, limit.into(), since).await?;
+    let claimed = due::claim_due(&transaction, statements, limit.into(), since).await?;
     let Some(last) = claimed.last().map(|row| row.due_at) else {
         return Ok(Turn { claimed: 0, last: None, all_refused: false });
     };
@@ -54,7 +60,7 @@ pub(crate) async fn publish_due(
     kill_point!("relay.before_mark");
     let (confirmed, others) = split(&rows, &answers);
     if !confirmed.is_empty() {
-        due::mark_published(&transaction, &confirmed, config.republish_interval()).await?;
+        due::mark_published(&transaction, statements, &confirmed, config.republish_interval()).await?;
     }
     if !others.is_empty() {
         due::push_back(&transaction, &others, REFUSED_DELAY).await?;

@@ -12,7 +12,7 @@ use outbox::claim::{Lease, claim, look_up, recover_claim, ring_later};
 use outbox::database::schema_version;
 use outbox::destination::{self, CoolDown};
 use outbox::destination_keys::{self, NewKey};
-use outbox::due::{DueRow, claim_due, mark_published, next_due, push_back, put_right, rewind};
+use outbox::due::{DueRow, Statements, claim_due, mark_published, next_due, push_back, put_right, rewind};
 use outbox::enqueue::{Idempotency, NewJob, accept};
 use outbox::job::{Outcome, Status};
 use outbox::message::Message;
@@ -83,8 +83,9 @@ impl Service {
     }
 
     async fn do_as_relay(&mut self) -> anyhow::Result<()> {
+        let statements = Statements::prepare(&self.client).await?;
         let transaction = self.client.transaction().await?;
-        let due = claim_due(&transaction, 10, None).await?;
+        let due = claim_due(&transaction, &statements, 10, None).await?;
         assert!(due.iter().any(|row| row.rings_again), "nothing rings again");
         let due = put_right(&transaction, due).await?;
         let ids: Vec<i64> = due.iter().map(DueRow::id).collect();
@@ -94,9 +95,9 @@ impl Service {
         let turns = ordering::take_turns(&transaction, &due).await?;
         assert_eq!(turns.waiting.len(), 1, "no row waits for its turn");
         ordering::wait_for_turn(&transaction, &turns.waiting, Duration::from_secs(1)).await?;
-        mark_published(&transaction, &ids, Duration::from_secs(1)).await?;
+        mark_published(&transaction, &statements, &ids, Duration::from_secs(1)).await?;
         push_back(&transaction, &ids, Duration::from_secs(1)).await?;
-        next_due(&transaction).await?;
+        next_due(&transaction, &statements).await?;
         rewind(&transaction, 10).await?;
         Ok(transaction.rollback().await?)
     }

@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 
 use harness::Servers;
 use harness::database::Database;
+use outbox::due::Statements;
 use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use tokio::runtime::{Builder, Runtime};
@@ -16,6 +17,8 @@ pub struct Ground {
     pub pool: PgPool,
     /// The relay whose turns are replayed.
     pub relay: Client,
+    /// Its statements.
+    pub statements: Statements,
     /// Another one, which finds the broker wiped.
     pub other_relay: Client,
 }
@@ -26,12 +29,14 @@ impl Ground {
         static SHARED: OnceLock<Ground> = OnceLock::new();
         SHARED.get_or_init(|| {
             let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime starts");
-            let (pool, relay, other_relay) = runtime.block_on(async {
+            let (pool, relay, statements, other_relay) = runtime.block_on(async {
                 // Not dropped at the end, but with the servers.
                 let database = Database::create(Servers::shared().await, "follows_the_model").await;
-                (pool(&database.url), connect(&database.url).await, connect(&database.url).await)
+                let relay = connect(&database.url).await;
+                let statements = Statements::prepare(&relay).await.expect("the schema is this build's");
+                (pool(&database.url), relay, statements, connect(&database.url).await)
             });
-            Self { runtime, pool, relay, other_relay }
+            Self { runtime, pool, relay, statements, other_relay }
         })
     }
 

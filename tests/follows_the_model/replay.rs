@@ -124,9 +124,9 @@ impl Replay {
 
     /// The first half of a relay's turn. Its transaction stays open over the steps that follow.
     pub async fn relay_publishes(&mut self, arrives: bool) {
-        let relay = &self.ground.relay;
+        let Ground { relay, statements, .. } = self.ground;
         relay.batch_execute("BEGIN").await.expect("a transaction begins");
-        let claimed = due::claim_due(relay, 1_000, None).await.expect("rows are claimed");
+        let claimed = due::claim_due(relay, statements, 1_000, None).await.expect("rows are claimed");
         let mut rows = due::put_right(relay, claimed).await.expect("rows are put right");
         rows.sort_by_key(|row| self.place(row.message.job_id));
         self.turn = rows.iter().map(due::DueRow::id).collect();
@@ -136,10 +136,10 @@ impl Replay {
     }
 
     pub async fn relay_ends(&mut self, end: TurnEnd) {
-        let relay = &self.ground.relay;
+        let Ground { relay, statements, .. } = self.ground;
         let rows = std::mem::take(&mut self.turn);
         match end {
-            TurnEnd::Confirmed => due::mark_published(relay, &rows, LONG).await.expect("rows are marked"),
+            TurnEnd::Confirmed => due::mark_published(relay, statements, &rows, LONG).await.expect("rows are marked"),
             TurnEnd::Unconfirmed => due::push_back(relay, &rows, LONG).await.expect("rows are pushed back"),
             TurnEnd::Killed => {}
         }

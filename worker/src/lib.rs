@@ -25,6 +25,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use outbox::backoff::Backoff;
+use outbox::database::JOIN_BY_HASH;
 use outbox::notify::Notifier;
 use sqlx::PgPool;
 use tokio::sync::mpsc;
@@ -77,7 +78,7 @@ pub(crate) struct Worker {
 
 impl Worker {
     fn start(config: Config, progress: mpsc::Sender<Progress>) -> anyhow::Result<Arc<Self>> {
-        let pool = config.database.pool("outhook-worker", DATABASE_CONNECTIONS, ACQUIRE_TIMEOUT);
+        let pool = config.database.pool_with("outhook-worker", DATABASE_CONNECTIONS, ACQUIRE_TIMEOUT, &[JOIN_BY_HASH]);
         let notifier = Notifier::start(config.database.pool("outhook-worker notify", 1, ACQUIRE_TIMEOUT));
         let keyring = Keyring::new(config.secrets.clone(), config.delivery.webhook_signing_secret.clone());
         let hostname = whoami::hostname().unwrap_or_else(|_| "worker".to_owned());

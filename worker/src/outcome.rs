@@ -151,8 +151,9 @@ fn http(exchange: &Exchange) -> String {
 /// retry policy bounds the rest.
 fn parse_retry_after(text: &str, now: OffsetDateTime) -> Option<Duration> {
     let text = text.trim();
-    if let Ok(seconds) = text.parse::<u32>() {
-        return Some(Duration::from_secs(seconds.into()));
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        // More than fits is a long time as well.
+        return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
     }
     let date = OffsetDateTime::parse(text, &Rfc2822).ok()?;
     Duration::try_from(date - now).ok()
@@ -291,8 +292,9 @@ mod tests {
     fn retry_after_is_read_in_both_forms_and_garbage_is_ignored() {
         let seconds = |text| parse_retry_after(text, NOW).map(|wait| wait.as_secs());
         assert_eq!(seconds("120"), Some(120));
+        assert_eq!(seconds("99999999999999999999"), Some(u64::MAX), "as long as can be; it is clamped");
         assert_eq!(seconds("Thu, 01 Jan 2026 12:00:30 GMT"), Some(30));
-        for ignored in ["-1", "soon", "", "1e9", "99999999999", "Thu, 01 Jan 2026 11:00:00 GMT"] {
+        for ignored in ["-1", "soon", "", "1e9", "+5", "Thu, 01 Jan 2026 11:00:00 GMT"] {
             assert_eq!(seconds(ignored), None, "{ignored}");
         }
     }
@@ -307,5 +309,6 @@ mod tests {
         };
         assert_eq!(asked("30"), 30);
         assert_eq!(asked("1000000"), 100, "clamped");
+        assert_eq!(asked("99999999999999999999"), 100, "clamped");
     }
 }

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use futures_util::future::try_join_all;
 use outbox::claim::{self, Claimed, Lease};
-use outbox::due;
+use outbox::database::JOIN_BY_HASH;
+use outbox::due::{self, Statements};
 use outbox::enqueue::{self, NewJob};
 use outbox::job::{Outcome, Status};
 use outbox::message::Message;
@@ -33,7 +34,7 @@ pub(crate) async fn run(bench: &Bench<'_>, report: &mut Report) -> anyhow::Resul
     bench.progress.step("the life of jobs in SQL alone");
     let stack = Stack::create(&bench.site).await?;
     let config = bench.site.servers.database_config(&stack.database);
-    let pool = config.pool("outhook-bench", LANES, Duration::from_secs(10));
+    let pool = config.pool_with("outhook-bench", LANES, Duration::from_secs(10), &[JOIN_BY_HASH]);
     let mut clients = Vec::new();
     for _ in 0..LANES {
         clients.push(config.connect("outhook-bench").await?);
@@ -61,13 +62,14 @@ pub(crate) async fn run(bench: &Bench<'_>, report: &mut Report) -> anyhow::Resul
 async fn live(pool: &PgPool, client: &mut Client, lane: usize, begun: &AtomicU64, limit: u64) -> anyhow::Result<u64> {
     let (mut finished, mut batch) = (0, 0);
     let lease = Lease { timeout: LEASE, margin: Duration::ZERO };
+    let statements = Statements::prepare(client).await?;
     loop {
         let begins = begun.load(Ordering::Relaxed) < limit;
         if begins {
             begun.fetch_add(BATCH.into(), Ordering::Relaxed);
             enqueue::accept(pool, &(0..BATCH).map(|_| new_job()).collect::<Vec<_>>()).await?;
         }
-        let messages = publish(client).await?;
+        let messages = publish(client, &statements).await?;
         if messages.is_empty() && !begins {
             return Ok(finished);
         }
@@ -79,11 +81,11 @@ async fn live(pool: &PgPool, client: &mut Client, lane: usize, begun: &AtomicU64
 }
 
 /// What the relay does, without a broker.
-async fn publish(client: &mut Client) -> anyhow::Result<Vec<Message>> {
+async fn publish(client: &mut Client, statements: &Statements) -> anyhow::Result<Vec<Message>> {
     let transaction = client.transaction().await?;
-    let due = due::claim_due(&transaction, BATCH.into(), None).await?;
+    let due = due::claim_due(&transaction, statements, BATCH.into(), None).await?;
     let ids: Vec<i64> = due.iter().map(due::DueRow::id).collect();
-    due::mark_published(&transaction, &ids, LEASE * 15).await?;
+    due::mark_published(&transaction, statements, &ids, LEASE * 15).await?;
     transaction.commit().await?;
     Ok(due.into_iter().map(|row| row.message).collect())
 }

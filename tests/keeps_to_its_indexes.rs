@@ -1,0 +1,135 @@
+//! Plans are made once and kept. They must be right whatever size a table has by then.
+
+use std::time::Duration;
+
+use clap::Parser;
+use harness::Servers;
+use harness::database::Database;
+use outbox::claim::{Lease, claim, look_up, recover_claim, ring_later};
+use outbox::database::{DatabaseConfig, JOIN_BY_HASH};
+use outbox::destination::hold_published;
+use outbox::due::{DueRow, Statements, claim_due, mark_published, next_due};
+use outbox::job::{Outcome, Status};
+use outbox::message::Message;
+use outbox::settle::{Settlement, settle};
+use sqlx::PgPool;
+use tokio_postgres::{Client, NoTls};
+use uuid::Uuid;
+
+/// Postgres chooses between a plan for all and one for each from the sixth execution on.
+const USES: usize = 10;
+
+const BATCH: usize = 100;
+
+/// How often the statements of a turn look at a row, at the most. Whoever reads an index of [`BACKLOG`] whole exceeds
+/// it by far.
+const FEW: usize = 20;
+
+const BACKLOG: i32 = 5_000;
+
+const MINUTE: Duration = Duration::from_mins(1);
+
+#[derive(Parser)]
+struct Service {
+    #[command(flatten)]
+    database: DatabaseConfig,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn plans_made_for_empty_tables_read_no_full_ones() {
+    let database = Database::create(Servers::shared().await, "keeps_to_its_indexes").await;
+    // As small as can be, and taken to be so: whatever Postgres learned later would make it plan anew.
+    for table in ["outbox", "webhook_jobs"] {
+        let prepare =
+            [format!("ALTER TABLE {table} SET (autovacuum_enabled = false)"), format!("VACUUM ANALYZE {table}")];
+        for statement in prepare {
+            sqlx::query(sqlx::AssertSqlSafe(statement)).execute(&database.pool).await.expect("the owner may do it");
+        }
+    }
+    let (mut relay, connection) = tokio_postgres::connect(&database.url, NoTls).await.expect("Postgres is there");
+    tokio::spawn(connection);
+    let statements = Statements::prepare(&relay).await.expect("the schema is this build's");
+    let service = Service::parse_from(["service", "--database-url", &database.url]);
+    // One connection, so that each use is a use of the same plan.
+    let worker = service.database.pool_with("worker", 1, MINUTE, &[JOIN_BY_HASH]);
+    for _ in 0..USES {
+        assert_eq!(publish(&mut relay, &statements).await.len(), 0);
+        let unknown: Vec<Message> = (0..BATCH).map(|_| Message::new(Uuid::now_v7(), 0, 1, None)).collect();
+        assert_eq!(deliver(&worker, &unknown).await, 0);
+    }
+
+    let fill = "SELECT outhook.enqueue('http://127.0.0.1/', '{}') FROM generate_series(1, $1)";
+    sqlx::query(fill).bind(BACKLOG).execute(&database.pool).await.expect("they are accepted");
+    let before = Reads::so_far(&relay, &worker).await;
+    for _ in 0..USES {
+        let messages = publish(&mut relay, &statements).await;
+        assert_eq!(deliver(&worker, &messages).await, BATCH);
+    }
+    let after = Reads::so_far(&relay, &worker).await;
+    assert_eq!(after.without_index, before.without_index, "a table was read whole");
+    let rows = usize::try_from(after.rows - before.rows).expect("they are counted up");
+    assert!(rows < FEW * USES * BATCH, "an index was read whole: {rows} rows");
+    worker.close().await;
+    database.drop().await;
+}
+
+/// What the sessions read of the two tables.
+struct Reads {
+    without_index: i64,
+    rows: i64,
+}
+
+impl Reads {
+    async fn so_far(relay: &Client, worker: &PgPool) -> Self {
+        let flush = "SELECT pg_stat_force_next_flush()";
+        sqlx::query(flush).execute(worker).await.expect("Postgres 15 or later");
+        relay.batch_execute(flush).await.expect("Postgres 15 or later");
+        let reads = "SELECT sum(seq_scan)::bigint, sum(idx_tup_fetch)::bigint FROM pg_stat_user_tables
+            WHERE relname IN ('outbox', 'webhook_jobs')";
+        let row = relay.query_one(reads, &[]).await.expect("it is counted");
+        Self { without_index: row.get(0), rows: row.get(1) }
+    }
+}
+
+/// What the relay does without a broker. Returns the messages of what was due.
+async fn publish(relay: &mut Client, statements: &Statements) -> Vec<Message> {
+    let limit = BATCH.try_into().expect("it is small");
+    let transaction = relay.transaction().await.expect("it begins");
+    let due = claim_due(&transaction, statements, limit, None).await.expect("rows are claimed");
+    let ids: Vec<i64> = due.iter().map(DueRow::id).collect();
+    mark_published(&transaction, statements, &ids, MINUTE).await.expect("rows are marked");
+    transaction.commit().await.expect("it ends");
+    next_due(relay, statements).await.expect("it is answered");
+    due.into_iter().map(|row| row.message).collect()
+}
+
+/// What the worker does without a receiver, and what it does when something is in the way. Returns how many
+/// jobs it finished.
+async fn deliver(pool: &PgPool, messages: &[Message]) -> usize {
+    let job_ids: Vec<Uuid> = messages.iter().map(|message| message.job_id).collect();
+    let lease = Lease { timeout: MINUTE, margin: MINUTE };
+    hold_published(pool, messages).await.expect("rows are held");
+    claim(pool, messages, "worker", lease).await.expect("jobs are claimed");
+    recover_claim(pool, messages, "worker", lease).await.expect("claims are found");
+    look_up(pool, &job_ids).await.expect("jobs are found");
+    ring_later(pool, &job_ids).await.expect("alarms are set");
+    let settlements: Vec<Settlement> = job_ids.into_iter().map(delivered).collect();
+    settle(pool, &settlements).await.expect("attempts are recorded").len()
+}
+
+fn delivered(job_id: Uuid) -> Settlement {
+    Settlement {
+        job_id,
+        attempt: 1,
+        status: Status::Success,
+        retry_in: Duration::ZERO,
+        ordering_key: None,
+        worker: "worker".to_owned(),
+        started_at: outbox::clock::now(),
+        duration_ms: Some(1),
+        status_code: Some(200),
+        outcome: Outcome::Success,
+        error: String::new(),
+        response_excerpt: String::new(),
+    }
+}
