@@ -4,8 +4,7 @@
 use std::time::Duration;
 
 use harness::tcp_proxy::Direction;
-use harness::{Mode, PATIENCE, Stack, TcpProxy, report, wait_until};
-use tokio::time::{sleep, timeout};
+use harness::{Mode, PATIENCE, Stack, TcpProxy, look_for, report, wait_until};
 use uuid::Uuid;
 
 const WEBHOOKS: usize = 10;
@@ -29,13 +28,17 @@ async fn start(test: &'static str) -> (Stack, TcpProxy) {
 
 /// Loses what the relay sends to the broker, and returns the jobs whose confirms it waits for.
 async fn lose_publications(stack: &Stack, proxy: &TcpProxy) -> Vec<Uuid> {
+    let publishing = "SELECT count(*) FROM pg_stat_activity
+                      WHERE datname = current_database() AND application_name = 'outhook-relay'
+                        AND state = 'idle in transaction' AND state_change < clock_timestamp() - interval '300 ms'";
     for _ in 0..TRIES {
         proxy.set(Mode::Drop(Direction::ToServer));
         let mut jobs = Vec::new();
         for _ in 0..WEBHOOKS {
             jobs.push(stack.post("{}", "").await.job_id);
         }
-        if timeout(CONFIRM_TIMEOUT, relay_publishes(stack)).await.is_ok() {
+        let publishes = async || (stack.count(publishing).await == 1).then_some(());
+        if look_for(CONFIRM_TIMEOUT, publishes).await.is_some() {
             return jobs;
         }
         // Once a second it asks how long the queue is. This time it was that question that got lost.
@@ -43,15 +46,6 @@ async fn lose_publications(stack: &Stack, proxy: &TcpProxy) -> Vec<Uuid> {
         stack.wait_until_drained(PATIENCE).await;
     }
     panic!("the relay never waited for a confirm");
-}
-
-async fn relay_publishes(stack: &Stack) {
-    let publishing = "SELECT count(*) FROM pg_stat_activity
-                      WHERE datname = current_database() AND application_name = 'outhook-relay'
-                        AND state = 'idle in transaction' AND state_change < clock_timestamp() - interval '300 ms'";
-    while stack.count(publishing).await != 1 {
-        sleep(Duration::from_millis(20)).await;
-    }
 }
 
 fn assert_lost(stack: &Stack, jobs: &[Uuid]) {

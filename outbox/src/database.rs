@@ -99,7 +99,7 @@ impl DatabaseConfig {
         self.pool_with(application, connections, acquire_timeout, &[])
     }
 
-    /// The same, with settings of Postgres that go before the usual ones.
+    /// The same, with settings of Postgres that take the place of the usual ones.
     #[must_use]
     pub fn pool_with(
         &self,

@@ -30,7 +30,7 @@ pub use raw_server::RawServer;
 pub use servers::Servers;
 pub use stack::{Stack, StackBuilder};
 pub use tcp_proxy::{Mode, TcpProxy};
-pub use wait::{PATIENCE, wait_for, wait_until};
+pub use wait::{PATIENCE, look_for, wait_for, wait_until};
 
 /// Says something that is seen also when the test passes: standard output is kept from those who watch.
 pub fn report(line: &str) {

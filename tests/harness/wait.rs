@@ -18,13 +18,19 @@ pub async fn wait_until(what: &str, timeout: Duration, mut condition: impl Async
 }
 
 /// Waits until there is a value, and returns it.
-pub async fn wait_for<T>(what: &str, timeout: Duration, mut value: impl AsyncFnMut() -> Option<T>) -> T {
+pub async fn wait_for<T>(what: &str, timeout: Duration, value: impl AsyncFnMut() -> Option<T>) -> T {
+    let value = look_for(timeout, value).await;
+    value.unwrap_or_else(|| panic!("waited in vain for {what} ({timeout:?})"))
+}
+
+/// The value, or `None` if there is none in time.
+pub async fn look_for<T>(timeout: Duration, mut value: impl AsyncFnMut() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + timeout;
     loop {
-        if let Some(value) = value().await {
-            return value;
+        let found = value().await;
+        if found.is_some() || Instant::now() >= deadline {
+            return found;
         }
-        assert!(Instant::now() < deadline, "waited in vain for {what} ({timeout:?})");
         tokio::time::sleep(PERIOD).await;
     }
 }
