@@ -1,8 +1,15 @@
 //! One job an idempotency key, however often and however concurrently it comes.
 
 use futures_util::future::join_all;
-use harness::client::{body, send};
-use harness::{PATIENCE, Stack};
+use harness::client::{Response, body, send};
+use harness::database::{Database, service_pool};
+use harness::signing::standard_headers;
+use harness::{PATIENCE, Servers, Stack};
+use outbox::enqueue::{Accepted, Idempotency, NewJob, accept};
+use outbox::job::Status;
+use uuid::Uuid;
+
+const SECRET: &str = "a secret of 24 bytes or so";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fifty_equal_requests_at_once_are_one_job() {
@@ -51,4 +58,130 @@ async fn a_known_key_answers_its_job_or_a_conflict() {
     assert_eq!(again.json()["status"], "success", "it says how far the job is");
     assert_eq!(stack.receiver.received().len(), 1);
     stack.finish().await;
+}
+
+/// Sends a body as Standard Webhooks has it, with a key of the caller's or without.
+async fn post_signed(stack: &Stack, id: &str, key: Option<&str>, text: &str) -> Response {
+    let now = outbox::clock::now().unix_timestamp().to_string();
+    let headers = standard_headers(SECRET, id, &now, text);
+    let request = stack.client.unsigned_request().body(text.to_owned());
+    let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, value));
+    let request = key.into_iter().fold(request, |request, key| request.header("Idempotency-Key", key));
+    send(request).await.expect("the api answers")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_signed_id_and_the_callers_key_both_count() {
+    let stack = Stack::builder("a_signed_id_and_a_key").env("HMAC_SECRET", SECRET).start().await;
+    let text = body("{}", &stack.receiver_url(""), "");
+    let other = body("[]", &stack.receiver_url(""), "");
+    let mut jobs = Vec::new();
+    for (id, key) in [("msg_1", Some("order-1")), ("msg_2", Some("order-2")), ("msg_3", None)] {
+        let first = post_signed(&stack, id, key, &text).await;
+        assert_eq!(first.status, 202, "{}", first.body);
+        stack.client.remember(first.job_id(), Some("{}"));
+        jobs.push(first.job_id());
+    }
+    let known = [
+        ("a repeat of the caller's under a new id", "msg_4", Some("order-1"), 0),
+        ("a replay as it was", "msg_1", Some("order-1"), 0),
+        ("a replay without the header", "msg_1", None, 0),
+        ("a replay with another header", "msg_1", Some("order-9"), 0),
+        ("a replay of what came without a header", "msg_3", Some("order-9"), 2),
+    ];
+    for (case, id, key, job) in known {
+        let again = post_signed(&stack, id, key, &text).await;
+        assert_eq!((again.status, again.job_id()), (200, jobs[job]), "{case}");
+    }
+    let plain = send(
+        stack
+            .client
+            .unsigned_request()
+            .body(text.clone())
+            .header("X-Signature", harness::signing::github_signature(SECRET, text.as_bytes()))
+            .header("Idempotency-Key", "order-1"),
+    );
+    let plain = plain.await.expect("the api answers");
+    assert_eq!((plain.status, plain.job_id()), (200, jobs[0]), "the same key in the other scheme");
+    let conflicts = [
+        ("the key with another body", "msg_5", Some("order-1"), &other),
+        ("the id with another body", "msg_1", Some("order-9"), &other),
+        ("the key of one job and the id of another", "msg_2", Some("order-1"), &text),
+    ];
+    for (case, id, key, text) in conflicts {
+        let conflict = post_signed(&stack, id, key, text).await;
+        assert_eq!(conflict.status, 409, "{case}: {}", conflict.body);
+        assert_eq!(conflict.json()["error"]["code"], "idempotency_conflict", "{case}");
+    }
+    stack.wait_until_drained(PATIENCE).await;
+    assert_eq!(stack.count("SELECT count(*) FROM webhook_jobs").await, 3);
+    stack.finish().await;
+}
+
+fn job(key: Option<&str>, signed_id: Option<&str>) -> NewJob {
+    let idempotency =
+        key.map(|key| Idempotency { key: key.to_owned(), signed_id: signed_id.map(str::to_owned), body_hash: [0; 32] });
+    NewJob {
+        id: Uuid::now_v7(),
+        client_url: "http://example.com/".to_owned(),
+        destination: "http://example.com".to_owned(),
+        payload: "{}".to_owned(),
+        headers: serde_json::Map::new(),
+        deliver_at: None,
+        max_attempts: None,
+        timeout_ms: None,
+        ordering_key: None,
+        sealed_key: None,
+        idempotency,
+        traceparent: None,
+    }
+}
+
+#[tokio::test]
+async fn one_batch_may_hold_every_kind_of_key() {
+    let database = Database::create(Servers::shared().await, "every_kind_of_key").await;
+    let pool = service_pool(&database.url, 8, &[]);
+    let accept = async |jobs: &[NewJob]| accept(&pool, jobs).await.expect("they are accepted");
+    let known = [job(Some("a"), Some("s")), job(Some("b"), None)];
+    assert_eq!(accept(&known).await, [Accepted::New(known[0].id), Accepted::New(known[1].id)]);
+
+    let batch = [
+        job(None, None),
+        job(Some("a"), None),
+        job(Some("c"), Some("s")),
+        job(Some("b"), Some("s")),
+        job(Some("d"), Some("t")),
+        job(Some("e"), Some("t")),
+        job(Some("b"), Some("u")),
+    ];
+    let answers = accept(&batch).await;
+    let found = |job: &NewJob| Accepted::Known(job.id, Status::Pending);
+    assert_eq!(answers[..3], [Accepted::New(batch[0].id), found(&known[0]), found(&known[0])]);
+    assert_eq!(answers[3], Accepted::KeyConflict, "its key is of one job, its id of another");
+    assert_eq!(answers[4..], [Accepted::New(batch[4].id), found(&batch[4]), found(&known[1])]);
+    database.drop().await;
+}
+
+/// Or else the batch would be tried again, and a job that is stored be taken for somebody else's.
+#[tokio::test]
+async fn a_batch_whose_known_keys_cannot_be_looked_up_is_not_stored() {
+    let database = Database::create(Servers::shared().await, "keys_cannot_be_looked_up").await;
+    let pool = service_pool(&database.url_of("api"), 1, &[]);
+    accept(&pool, &[job(Some("known"), None)]).await.expect("it is accepted");
+    let owner = async |statement: &'static str| {
+        sqlx::query(statement).execute(&database.pool).await.expect("the owner may do it");
+    };
+    owner("REVOKE SELECT (body_hash) ON webhook_jobs FROM outhook_api").await;
+    let batch = [job(None, None), job(Some("new"), None), job(Some("known"), None)];
+    accept(&pool, &batch).await.expect_err("the key cannot be looked up");
+    let stored = "SELECT count(*) FROM webhook_jobs";
+    let stored: i64 = sqlx::query_scalar(stored).fetch_one(&database.pool).await.expect("a count");
+    assert_eq!(stored, 1, "something of the batch was stored");
+
+    owner("GRANT SELECT (body_hash) ON webhook_jobs TO outhook_api").await;
+    let answers = accept(&pool, &batch).await.expect("it is accepted");
+    assert_eq!(answers[..2], [Accepted::New(batch[0].id), Accepted::New(batch[1].id)]);
+    assert!(matches!(answers[2], Accepted::Known(..)));
+    drop(pool);
+    database.drop().await;
 }

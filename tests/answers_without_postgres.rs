@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use harness::client::{Response, body, send};
 use harness::tcp_proxy::Direction;
-use harness::{Mode, PATIENCE, Servers, Stack, TcpProxy, report, wait_until};
+use harness::{Mode, PATIENCE, Program, Servers, Stack, TcpProxy, report, wait_until};
+use sqlx::{Postgres, Transaction};
+use uuid::Uuid;
 
 const TARGET: &str = "http://127.0.0.1:9/hook";
 
@@ -16,6 +18,9 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// A caller's own batch and the batch before it wait for a connection or a lock for less than 1 s each; the
 /// rest is for a busy machine.
 const CONNECTION_LIMIT: Duration = Duration::from_secs(4);
+
+/// A transaction of the api's may be idle for 2 s. The api itself would give up after 6.
+const IDLE_LIMIT: Duration = Duration::from_secs(5);
 
 /// What needs no database; the rest is for a busy machine.
 const HEALTH_LIMIT: Duration = Duration::from_secs(1);
@@ -64,24 +69,85 @@ async fn postgres_is_gone_and_comes_back() {
     assert_eq!(jobs(&stack).await, 2);
 }
 
+/// An api that is started anew while Postgres is away.
+async fn api_before_postgres(test: &'static str) -> (Stack, TcpProxy) {
+    let (mut stack, proxy) = api(test).await;
+    stack.apis.remove(0).terminate().await;
+    proxy.set(Mode::Reset);
+    stack.spawn(Program::Api).await;
+    stack.apis[0].wait_for_word("waiting").await;
+    (stack, proxy)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_answer_to_a_commit_is_lost() {
+async fn an_api_that_starts_before_postgres_answers_meanwhile() {
+    let (stack, proxy) = api_before_postgres("an_api_that_starts_before_postgres").await;
+    assert_eq!(get(&stack, "/health").await.status, 200, "the process lives");
+    assert_eq!(get(&stack, "/ready").await.status, 503);
+    let id = Uuid::now_v7();
+    let token = |request: reqwest::RequestBuilder| request.bearer_auth(stack.client.api_token());
+    for request in [
+        stack.client.request(body("{}", TARGET, "")),
+        token(stack.client.get(&format!("/webhooks/{id}"))),
+        token(stack.client.delete(id)),
+        token(stack.client.get("/destinations/keys?destination=https://example.com")),
+    ] {
+        assert_unavailable(&send(request).await.expect("the api answers"));
+    }
+    proxy.set(Mode::Forward);
+    wait_until("Postgres to be found", PATIENCE, async || get(&stack, "/ready").await.status == 200).await;
+    assert_eq!(post(&stack, "afterwards").await.status, 202);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_that_is_stopped_before_postgres_is_there_was_never_ready() {
+    let (mut stack, _proxy) = api_before_postgres("a_service_that_is_stopped").await;
+    for program in [Program::Relay, Program::Worker] {
+        stack.spawn(program).await;
+    }
+    for process in [&mut stack.apis, &mut stack.relays, &mut stack.workers].map(|processes| &mut processes[0]) {
+        process.wait_for_word("waiting").await;
+        process.terminate().await;
+        let log = process.log();
+        assert!(!log.contains("ready"), "{log}");
+        assert!(log.contains("stopped"), "{log}");
+    }
+}
+
+/// One connection, on which the first job has prepared the statements: of the second, only one answer is lost.
+async fn api_with_one_connection(test: &'static str) -> (Stack, TcpProxy) {
     let (proxy, _) = TcpProxy::before(&Servers::shared().await.database_url).await;
-    let api = Stack::builder("an_answer_is_lost").relays(0).workers(0).database_through(&proxy);
-    // One connection, on which the first job prepares the statement: of the second, only the answer is lost.
+    let api = Stack::builder(test).relays(0).workers(0).database_through(&proxy);
     let stack = api.env("ACCEPT_CONCURRENCY", "1").start().await;
     assert_eq!(post(&stack, "first").await.status, 202);
+    (stack, proxy)
+}
 
-    // The statement waits for this lock while the way back is cut; then it goes on and commits.
+/// Cuts the way back while this statement waits for a lock. Then the lock goes, and the statement goes on.
+async fn lose_the_answer(stack: &Stack, proxy: &TcpProxy, holder: Transaction<'_, Postgres>, statement: &str) {
+    let waiting = "SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND wait_event_type = 'Lock' AND starts_with(query, $1)";
+    wait_until("the statement to wait", PATIENCE, async || {
+        let count: i64 = sqlx::query_scalar(waiting).bind(statement).fetch_one(stack.pool()).await.expect("a count");
+        count == 1
+    })
+    .await;
+    proxy.set(Mode::Drop(Direction::ToClient));
+    holder.rollback().await.expect("the lock goes");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_answer_to_a_commit_is_lost() {
+    let (stack, proxy) = api_with_one_connection("an_answer_is_lost").await;
+    let slow_commits = "
+        CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS
+            'BEGIN PERFORM pg_advisory_xact_lock_shared(1); RETURN NULL; END';
+        CREATE CONSTRAINT TRIGGER wait AFTER INSERT ON webhook_jobs DEFERRABLE INITIALLY DEFERRED
+            FOR EACH ROW EXECUTE FUNCTION wait()";
+    sqlx::raw_sql(slow_commits).execute(stack.pool()).await.expect("a trigger");
     let mut holder = stack.pool().begin().await.expect("a transaction");
-    sqlx::query("LOCK TABLE webhook_jobs IN ACCESS EXCLUSIVE MODE").execute(&mut *holder).await.expect("the lock");
-    let cut = async {
-        let waiting = "SELECT count(*) FROM pg_stat_activity
-            WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '-- accept_jobs%'";
-        wait_until("the statement to wait", PATIENCE, async || stack.count(waiting).await == 1).await;
-        proxy.set(Mode::Drop(Direction::ToClient));
-        holder.rollback().await.expect("the lock goes");
-    };
+    sqlx::query("SELECT pg_advisory_xact_lock(1)").execute(&mut *holder).await.expect("the lock");
+    let cut = lose_the_answer(&stack, &proxy, holder, "COMMIT");
     let (response, ()) = tokio::join!(post(&stack, "unknown"), cut);
     assert_unavailable(&response);
     assert_eq!(jobs(&stack).await, 2, "it was committed, and nobody heard of it");
@@ -89,6 +155,32 @@ async fn the_answer_to_a_commit_is_lost() {
     proxy.set(Mode::Forward);
     wait_until("the same key to find the same job", PATIENCE, async || post(&stack, "unknown").await.status == 200)
         .await;
+    assert_eq!(jobs(&stack).await, 2);
+}
+
+/// Sessions of the api that hold what they have written and do nothing.
+const IDLE: &str = "SELECT count(*) FROM pg_stat_activity
+    WHERE datname = current_database() AND state LIKE 'idle in transaction%'";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_answer_to_an_insert_is_lost_and_its_key_is_soon_free() {
+    let (stack, proxy) = api_with_one_connection("an_inserts_answer_is_lost").await;
+    let mut holder = stack.pool().begin().await.expect("a transaction");
+    sqlx::query("LOCK TABLE webhook_jobs IN ACCESS EXCLUSIVE MODE").execute(&mut *holder).await.expect("the lock");
+    let cut = async {
+        lose_the_answer(&stack, &proxy, holder, "-- accept_jobs").await;
+        wait_until("the insert to be done", PATIENCE, async || stack.count(IDLE).await == 1).await;
+        let started = Instant::now();
+        wait_until("the key to be free", PATIENCE, async || stack.count(IDLE).await == 0).await;
+        started.elapsed()
+    };
+    let (response, held) = tokio::join!(post(&stack, "unknown"), cut);
+    assert!(held < IDLE_LIMIT, "whoever vanished held the key for {held:?}");
+    assert_unavailable(&response);
+    assert_eq!(jobs(&stack).await, 1, "nothing was committed");
+
+    proxy.set(Mode::Forward);
+    wait_until("the same key to be accepted", PATIENCE, async || post(&stack, "unknown").await.status == 202).await;
     assert_eq!(jobs(&stack).await, 2);
 }
 

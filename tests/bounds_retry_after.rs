@@ -29,6 +29,10 @@ async fn what_it_asks_for_is_read_or_bounded_or_ignored() {
         (" 300 ", in_time),
         ("1000000000", MAX),
         ("Tue, 31 Dec 2199 23:59:59 GMT", MAX),
+        // The forms of RFC 850, whose years have two digits, and of C's asctime.
+        ("Thursday, 31-Dec-65 23:59:59 GMT", MAX),
+        ("Tue Dec 31 23:59:59 2199", MAX),
+        ("5\r\nRetry-After: 300\r\nRetry-After: soon", in_time),
         ("-1", ignored),
         ("-1000000000", ignored),
         ("1e9", ignored),

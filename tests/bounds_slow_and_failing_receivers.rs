@@ -60,11 +60,14 @@ async fn a_receiver_that_returns_is_not_overrun() {
 }
 
 /// Every second webhook hangs at one destination. What the others wait for there is bounded: by the time-outs of
-/// what hangs before them, shared by its slots. What other destinations feel is in `serves_healthy_destinations`.
+/// what hangs before them, shared by half of the slots, which is what a destination gets that is not known to be well;
+/// and what finds none comes again a little later. What other destinations feel is in `serves_healthy_destinations`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn receivers_that_hang_delay_the_others_by_their_time_outs_at_most() {
     const HANGING: u32 = 40;
     const TIMEOUT: Duration = Duration::from_secs(1);
+    /// Of a webhook that finds no slot where nobody answers; one may find none twice.
+    const PUT_OFF: Duration = Duration::from_secs(8);
     /// Claims, records and hand-overs of all, on a busy machine.
     const SLACK: Duration = Duration::from_secs(10);
     let stack = Stack::builder("receivers_that_hang")
@@ -84,7 +87,7 @@ async fn receivers_that_hang_delay_the_others_by_their_time_outs_at_most() {
         "SELECT extract(epoch FROM max(updated_at - created_at))::float8 FROM webhook_jobs WHERE status = 'success'";
     let slowest: f64 = sqlx::query_scalar(slowest).fetch_one(stack.pool()).await.expect("some succeeded");
     let slowest = Duration::from_secs_f64(slowest);
-    let limit = TIMEOUT * HANGING / u32::from(CONCURRENCY) + SLACK;
+    let limit = TIMEOUT * HANGING / u32::from(CONCURRENCY / 2) + 2 * PUT_OFF + SLACK;
     report(&format!("half of the receivers hang: the slowest of the others took {slowest:?} of {limit:?}"));
     assert!(slowest < limit, "the slowest took {slowest:?}");
     stack.finish().await;

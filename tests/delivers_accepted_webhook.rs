@@ -95,6 +95,47 @@ async fn a_delivery_carries_its_headers() {
     stack.finish().await;
 }
 
+/// W3C Trace Context: what a receiver gets belongs to the caller's trace, if there is one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_delivery_is_part_of_the_callers_trace() {
+    const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let stack = Stack::builder("a_delivery_is_part_of_a_trace").start().await;
+    let post = async |fields: &str, headers: &[(&str, &str)]| {
+        let request = stack.client.request(body("{}", &stack.receiver_url(""), fields));
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        let answer = send(request).await.expect("the api answers");
+        assert_eq!(answer.status, 202, "{}", answer.body);
+        let id = answer.job_id();
+        stack.client.remember(id, Some("{}"));
+        wait_until("the job's delivery", PATIENCE, async || !stack.deliveries(id).is_empty()).await;
+        let delivery = stack.deliveries(id).swap_remove(0);
+        let header = |name| delivery.header(name).map(ToOwned::to_owned);
+        (id, header("traceparent").expect("there always is one"), header("tracestate"))
+    };
+    let states = [("tracestate", "vendor=1"), ("tracestate", "other=2")];
+    let (_, parent, state) = post("", &[("traceparent", PARENT), states[0], states[1]]).await;
+    assert!(parent.starts_with(&PARENT[..36]) && parent.ends_with("-01") && parent != PARENT, "{parent}");
+    assert_eq!(state.as_deref(), Some("vendor=1,other=2"));
+
+    // What is no trace is not passed on, nor is what belongs to it.
+    let nobodys = "00-00000000000000000000000000000000-00f067aa0ba902b7-01";
+    let (id, parent, state) = post("", &[("traceparent", nobodys), states[0]]).await;
+    assert!(parent.starts_with(&format!("00-{}-", id.simple())), "{parent}");
+    assert_eq!(state, None);
+
+    // A job's own stands.
+    let fields = format!(r#","headers":{{"Traceparent":"{PARENT}","TraceState":"own=3"}}"#);
+    let (_, parent, state) =
+        post(&fields, &[("traceparent", "00-11111111111111111111111111111111-1111111111111111-00"), states[0]]).await;
+    assert_eq!((parent.as_str(), state.as_deref()), (PARENT, Some("own=3")));
+    let long = "x".repeat(513);
+    assert_eq!(post("", &[("traceparent", PARENT), ("tracestate", &long)]).await.2, None);
+    // Where the job's own headers leave no room for it, it does not keep the job from being delivered.
+    let fields = format!(r#","headers":{{"X-Long":"{}"}}"#, "x".repeat(8_180));
+    assert_eq!(post(&fields, &[("traceparent", PARENT), states[0]]).await.2, None);
+    stack.finish().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[expect(clippy::disallowed_methods, reason = "the caller's clock")]
 async fn a_webhook_waits_for_its_deliver_at() {

@@ -2,10 +2,8 @@
 //! holding the next ones back, whoever is killed meanwhile.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use harness::{PATIENCE, Stack, report, wait_until};
-use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
 fn key(name: &str) -> String {
@@ -14,7 +12,7 @@ fn key(name: &str) -> String {
 
 /// Insists that each key's webhooks were first received in order, and that none came before the one before
 /// it was done with.
-async fn assert_order(stack: &Stack, keys: &HashMap<String, Vec<Uuid>>) {
+pub(crate) async fn assert_order(stack: &Stack, keys: &HashMap<String, Vec<Uuid>>) {
     for (key, ids) in keys {
         let received = stack.receiver.received();
         let mut order: Vec<Uuid> = Vec::new();
@@ -54,21 +52,26 @@ async fn a_retry_holds_the_next_ones_of_its_key_back_and_no_others() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_ends_without_success_lets_the_next_one_go() {
-    let stack = Stack::builder("what_ends_lets_the_next_go").start().await;
+    let stack = Stack::builder("what_ends_lets_the_next_go").env("RETRY_SCHEDULE", "1h").start().await;
     let gone = stack.client.post_with("{}", &stack.receiver_url("?status=410"), &key("k")).await.job_id;
-    let in_an_hour = outbox::clock::now() + Duration::from_hours(1);
-    let scheduled =
-        format!(r#","deliver_at":"{}"{}"#, in_an_hour.format(&Rfc3339).expect("a moment has a text"), key("k"));
-    let later = stack.client.post_with("{}", &stack.receiver_url(""), &scheduled).await.job_id;
+    let retried = stack.client.post_with("{}", &stack.receiver_url("?status=500"), &key("k")).await.job_id;
     let last = stack.client.post_with("{}", &stack.receiver_url(""), &key("k")).await.job_id;
     wait_until("the first to end", PATIENCE, async || stack.client.job(gone).await["status"] == "failed").await;
+    wait_until("the next to have failed once", PATIENCE, async || {
+        let job = stack.client.job(retried).await;
+        (&job["status"], &job["retry_count"]) == (&"pending".into(), &1.into())
+    })
+    .await;
     wait_until("the last to wait for its turn", PATIENCE, async || {
         stack.count("SELECT count(*) FROM outhook.jobs WHERE state LIKE 'waiting for an earlier job%'").await == 1
     })
     .await;
     assert_eq!(stack.deliveries(last).len(), 0);
-    let cancelled: bool =
-        sqlx::query_scalar("SELECT outhook.cancel($1)").bind(later).fetch_one(stack.pool()).await.expect("it answers");
+    let cancelled: bool = sqlx::query_scalar("SELECT outhook.cancel($1)")
+        .bind(retried)
+        .fetch_one(stack.pool())
+        .await
+        .expect("it answers");
     assert!(cancelled);
     stack.wait_until_drained(PATIENCE).await;
     assert_eq!(stack.client.job(last).await["status"], "success");

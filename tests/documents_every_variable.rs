@@ -1,10 +1,11 @@
-//! `.env.example` lists every variable of every service, with the default that the service has.
+//! `.env.example` lists every variable of every service, with the default that the service has, and `docs/http.md` every
+//! error of the api.
 
 use std::collections::BTreeMap;
 use std::process::Command;
 
 /// Variables and their defaults, `None` without one, as a program's `--help` shows them.
-fn of_help(program: &str) -> BTreeMap<String, Option<String>> {
+pub(crate) fn of_help(program: &str) -> BTreeMap<String, Option<String>> {
     let test = std::env::current_exe().expect("the test's own path is known");
     let directory = test.ancestors().nth(2).expect("a test is in target/<profile>/deps");
     let output =
@@ -32,7 +33,7 @@ fn of_example() -> BTreeMap<String, (String, bool)> {
     let variable = |line: &str| {
         let (line, commented) = line.strip_prefix("# ").map_or((line, false), |line| (line, true));
         let (name, value) = line.split_once('=')?;
-        let is_name = name.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_');
+        let is_name = name.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_');
         is_name.then(|| (name.to_owned(), (value.to_owned(), commented)))
     };
     text.lines().filter_map(variable).collect()
@@ -51,5 +52,21 @@ fn the_example_is_the_whole_truth() {
         let Some(default) = default else { continue };
         assert_eq!(example[&name].0, default, "the default of {name}");
         assert!(!example[&name].1, "{name} has a default, so its line needs no comment sign");
+    }
+}
+
+#[test]
+fn every_error_of_the_api_is_explained() {
+    let read = |path: &str| {
+        let path = format!("{}/../{path}", env!("CARGO_MANIFEST_DIR"));
+        std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
+    };
+    let (source, page) = (read("api/src/error.rs"), read("docs/http.md"));
+    // As in `Self::NotFound => (StatusCode::NOT_FOUND, "not_found"),`.
+    let codes = source.lines().filter_map(|line| line.split_once("(StatusCode::")?.1.split('"').nth(1));
+    let codes: Vec<&str> = codes.collect();
+    assert!(codes.len() > 15, "{codes:?}");
+    for code in codes {
+        assert!(page.lines().any(|line| line.starts_with("| ") && line.contains(&format!("`{code}`"))), "{code}");
     }
 }

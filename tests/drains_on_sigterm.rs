@@ -31,9 +31,10 @@ async fn half_a_request(stack: &Stack) -> TcpStream {
     stream.set_nodelay(true).expect("a TCP option");
     stream.write_all(head.as_bytes()).await.expect("the api reads");
     stream.write_all(&body.as_bytes()[..body.len() - 1]).await.expect("the api reads");
-    // A later request was answered, so the earlier one has been read.
-    let probe = client::send(stack.client.get("/health")).await.expect("the api answers");
-    assert_eq!(probe.status, 200);
+    wait_until("the api to have read it", PATIENCE, async || {
+        stack.apis[0].counter("outhook_api_unverified_bytes").await > 0.0
+    })
+    .await;
     stream
 }
 

@@ -1,8 +1,10 @@
 //! `outhook.enqueue` is part of the caller's own transaction: gone with its rollback, delivered after
 //! its commit.
 
-use harness::{PATIENCE, Stack};
-use sqlx::{Connection, PgConnection};
+use harness::database::Database;
+use harness::{PATIENCE, Servers, Stack};
+use sqlx::postgres::PgDatabaseError;
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use uuid::Uuid;
 
 async fn enqueue(connection: &mut PgConnection, url: &str, payload: &str, key: Option<&str>) -> sqlx::Result<Uuid> {
@@ -69,4 +71,104 @@ async fn sql_and_http_share_their_rules() {
     stack.wait_until_drained(PATIENCE).await;
     assert_eq!(stack.receiver.received().len(), 1);
     stack.finish().await;
+}
+
+/// What stands in the payload of each call that is refused, and nowhere in a log.
+const SECRET: &str = "card 4111 1111 1111 1111";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_payload_is_text_json_or_jsonb_however_it_is_passed() {
+    let database = Database::create(Servers::shared().await, "enqueues_payloads_of_all_types").await;
+    let mut connection = PgConnection::connect(&database.url_of("enqueuer")).await.expect("it logs in");
+    let written = r#"{ "b":1, "a": [ ] }"#;
+    let printed = r#"{"a": [], "b": 1}"#;
+    for (call, expected) in [
+        // A literal is text, as it was when there was nothing else.
+        (format!("'http://example.com', '{written}'"), written),
+        ("'http://example.com', 'no JSON'".to_owned(), "no JSON"),
+        ("'http://example.com', ''".to_owned(), ""),
+        (format!("client_url => 'http://example.com', payload => '{written}', max_attempts => 3"), written),
+        (format!("payload => '{written}', client_url => 'http://example.com', ordering_key => 'k'"), written),
+        (format!("'http://example.com', '{written}', '{{}}', NULL, 3, NULL, NULL, 1000"), written),
+        (format!("'http://example.com'::varchar, '{written}'::varchar"), written),
+        (format!("'http://example.com', '{written}'::text"), written),
+        (format!("'http://example.com', '{written}'::json"), written),
+        (format!("'http://example.com', '{written}'::jsonb"), printed),
+        (format!("payload => '{written}'::json, client_url => 'http://example.com', timeout_ms => 1000"), written),
+        (
+            format!("payload => '{written}'::jsonb, client_url => 'http://example.com', headers => '{{\"a\":\"b\"}}'"),
+            printed,
+        ),
+        ("'http://example.com', json_build_object('a', 1)".to_owned(), r#"{"a" : 1}"#),
+        ("'http://example.com', jsonb_build_object('a', 1)".to_owned(), r#"{"a": 1}"#),
+    ] {
+        let statement = AssertSqlSafe(format!("SELECT outhook.enqueue({call})"));
+        let taken = sqlx::query_scalar::<_, Uuid>(statement).fetch_one(&mut connection).await;
+        let job_id = taken.unwrap_or_else(|error| panic!("{call}: {error}"));
+        let payload = sqlx::query_scalar::<_, String>("SELECT payload FROM webhook_jobs WHERE id = $1").bind(job_id);
+        assert_eq!(payload.fetch_one(&database.pool).await.expect("it is there"), expected, "{call}");
+    }
+    // Drivers that leave the types to Postgres get text, and those that say which get what they say.
+    let (client, driver) = tokio_postgres::connect(&database.url, tokio_postgres::NoTls).await.expect("it logs in");
+    tokio::spawn(driver);
+    let types = async |statement: &str| -> Vec<String> {
+        let prepared = client.prepare(statement).await.unwrap_or_else(|error| panic!("{statement}: {error}"));
+        prepared.params().iter().map(|kind| kind.name().to_owned()).collect()
+    };
+    assert_eq!(types("SELECT outhook.enqueue($1, $2)").await, ["text", "text"]);
+    assert_eq!(
+        types("SELECT outhook.enqueue(payload => $1, client_url => $2, headers => $3)").await,
+        ["text", "text", "jsonb"]
+    );
+    assert_eq!(types("SELECT outhook.enqueue($1, $2::json)").await, ["text", "json"]);
+    let value = serde_json::json!({ "b": 1, "a": [] });
+    sqlx::query("SELECT outhook.enqueue($1, $2)")
+        .bind("http://example.com")
+        .bind(value)
+        .execute(&mut connection)
+        .await
+        .expect("jsonb");
+    drop((client, connection));
+    database.drop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_argument_is_named_and_its_payload_is_in_no_log() {
+    let servers = Servers::shared().await;
+    let database = Database::create(servers, "enqueues_what_is_refused").await;
+    let mut connection = PgConnection::connect(&database.url_of("enqueuer")).await.expect("it logs in");
+    for (arguments, argument) in [
+        ("client_url => NULL, payload => $1", "client_url"),
+        ("client_url => 'example.com', payload => $1", "client_url"),
+        ("client_url => 'http://example.com/' || repeat('a', 2048), payload => $1", "client_url"),
+        ("client_url => 'http://example.com', payload => nullif($1, $1)", "payload"),
+        ("client_url => 'http://example.com', payload => nullif($1, $1)::json", "payload"),
+        ("client_url => 'http://example.com', payload => $1 || repeat(' ', 16777216)", "payload"),
+        ("client_url => 'http://example.com', payload => $1, headers => '[]'", "headers"),
+        ("client_url => 'http://example.com', payload => $1, headers => 'null'", "headers"),
+        (r#"client_url => 'http://example.com', payload => $1, headers => '{"a":["b"]}'"#, "headers"),
+        ("client_url => 'http://example.com', payload => $1, deliver_at => now() + interval '367 days'", "deliver_at"),
+        ("client_url => 'http://example.com', payload => $1, deliver_at => 'infinity'", "deliver_at"),
+        ("client_url => 'http://example.com', payload => $1, max_attempts => 0", "max_attempts"),
+        ("client_url => 'http://example.com', payload => $1, max_attempts => 101", "max_attempts"),
+        ("client_url => 'http://example.com', payload => $1, idempotency_key => ''", "idempotency_key"),
+        ("client_url => 'http://example.com', payload => $1, idempotency_key => repeat('k', 256)", "idempotency_key"),
+        ("client_url => 'http://example.com', payload => $1, ordering_key => ''", "ordering_key"),
+        ("client_url => 'http://example.com', payload => $1, ordering_key => repeat('k', 256)", "ordering_key"),
+        ("client_url => 'http://example.com', payload => $1, timeout_ms => 99", "timeout_ms"),
+        ("client_url => 'http://example.com', payload => $1, timeout_ms => 300001", "timeout_ms"),
+    ] {
+        let call = AssertSqlSafe(format!("SELECT outhook.enqueue({arguments})"));
+        let error = sqlx::query(call).bind(SECRET).execute(&mut connection).await.expect_err(arguments);
+        let error = error.as_database_error().expect("Postgres said it").downcast_ref::<PgDatabaseError>();
+        assert_eq!(error.code(), "22023", "{arguments}: {error}");
+        assert!(error.message().starts_with(&format!("{argument} ")), "{arguments}: {error}");
+        assert_eq!(error.detail(), None, "{arguments}: {error}");
+        assert!(servers.postgres_log().contains(error.message()), "{arguments}: this is not the server's log");
+    }
+    let early = "SELECT outhook.enqueue('http://example.com', $1, deliver_at => '-infinity')";
+    sqlx::query(early).bind(SECRET).execute(&mut connection).await.expect("the past is now");
+    assert!(!servers.postgres_log().contains(SECRET), "the server's log holds a payload");
+    drop(connection);
+    database.drop().await;
 }

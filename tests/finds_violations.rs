@@ -40,6 +40,14 @@ const VANDALISM: &str = "
     INSERT INTO outbox (id, job_id, attempt, due_at, published_at, ordering_key)
         SELECT id, gen_random_uuid(), 0, now() + interval '1 hour', now(), 'key' FROM generate_series(101, 102) AS id;
 
+    -- I18: held for a destination that is well, a breaker that nobody looks at, and a key whose turns nobody gives.
+    INSERT INTO outbox (id, job_id, attempt, due_at, waits_for, destination)
+        VALUES (103, gen_random_uuid(), 0, now() - interval '1 hour', 'destination', 'http://well');
+    INSERT INTO destinations (destination, state, hold_until) VALUES ('http://sick', 'open', now() - interval '1 hour');
+    INSERT INTO outbox (id, job_id, attempt, due_at, waits_for, ordering_key)
+        VALUES (104, gen_random_uuid(), 0, now(), 'order', 'stuck');
+    DELETE FROM ordering_checks;
+
     -- I10.
     DROP INDEX webhook_jobs_idempotency_key;
     INSERT INTO webhook_jobs (id, outbox_id, client_url, payload, idempotency_key, body_hash)

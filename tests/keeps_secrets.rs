@@ -3,9 +3,10 @@
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use harness::certificates::Authority;
 use harness::client::{body, send};
 use harness::signing::{random_key, stack, v1_key, v1a_key};
-use harness::{PATIENCE, Stack};
+use harness::{PATIENCE, RawServer, Stack};
 use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
@@ -83,6 +84,36 @@ async fn no_secret_is_seen_in_psql_logs_or_answers() {
         }
     }
     stack.finish().await;
+}
+
+/// Libraries say which host they connect to, resolve or have a certificate of, and what they send to Postgres.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_host_is_named_in_a_log_however_much_is_logged() {
+    let authority = Authority::new();
+    let roots = tempfile::NamedTempFile::new().expect("there is room for a file");
+    std::fs::write(roots.path(), authority.pem()).expect("there is room for it");
+    let stack = Stack::builder("no_host_is_named")
+        .env("RUST_LOG", "trace")
+        .env("MAX_RETRIES", "1")
+        .worker_env("EGRESS_CA_FILE", roots.path().to_str().expect("the path is text"))
+        .start()
+        .await;
+    let (good, bad) =
+        (authority.issue("localhost").serve(None).await, authority.issue("other.example").serve(None).await);
+    let https = |server: &RawServer| server.url().replace("http://127.0.0.1", "https://localhost");
+    for url in [https(&good), https(&bad), "http://receiver.invalid/hook".to_owned()] {
+        stack.client.post("{}", &url).await;
+    }
+    stack.wait_until_drained(PATIENCE).await;
+    assert_eq!(good.requests().len(), 1);
+    for process in stack.apis.iter().chain(&stack.relays).chain(&stack.workers) {
+        let log = process.log();
+        for host in ["localhost", "receiver.invalid", "other.example"] {
+            let line = log.lines().find(|line| line.contains(host));
+            assert_eq!(line, None, "{} names a host", process.name());
+        }
+    }
+    stack.finish_unheard().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,15 +5,14 @@ use std::time::Duration;
 use clap::Parser;
 use harness::Servers;
 use harness::database::Database;
-use outbox::claim::{Lease, claim, look_up, recover_claim, ring_later};
-use outbox::database::{DatabaseConfig, JOIN_BY_HASH};
-use outbox::destination::hold_published;
-use outbox::due::{DueRow, Statements, claim_due, mark_published, next_due};
+use outbox::claim::{Lease, check_again, claim, look_up, postpone, recover_claim};
+use outbox::database::{DatabaseConfig, JOIN_BY_HASH, Pool, on_connection};
+use outbox::destination::report::hold_published;
+use outbox::due::{DueRow, Statements, claim_chosen, claim_due, make_due_again, mark_published, next_due, scan_due};
 use outbox::job::{Outcome, Status};
 use outbox::message::Message;
-use outbox::settle::{Settlement, settle};
-use sqlx::PgPool;
-use tokio_postgres::{Client, NoTls};
+use outbox::settle::{Settlement, settle_free};
+use tokio_postgres::Client;
 use uuid::Uuid;
 
 /// Postgres chooses between a plan for all and one for each from the sixth execution on.
@@ -46,10 +45,9 @@ async fn plans_made_for_empty_tables_read_no_full_ones() {
             sqlx::query(sqlx::AssertSqlSafe(statement)).execute(&database.pool).await.expect("the owner may do it");
         }
     }
-    let (mut relay, connection) = tokio_postgres::connect(&database.url, NoTls).await.expect("Postgres is there");
-    tokio::spawn(connection);
-    let statements = Statements::prepare(&relay).await.expect("the schema is this build's");
     let service = Service::parse_from(["service", "--database-url", &database.url]);
+    let mut relay = service.database.connect_service("relay").await.expect("Postgres is there");
+    let statements = Statements::prepare(&relay).await.expect("the schema is this build's");
     // One connection, so that each use is a use of the same plan.
     let worker = service.database.pool_with("worker", 1, MINUTE, &[JOIN_BY_HASH]);
     for _ in 0..USES {
@@ -69,7 +67,7 @@ async fn plans_made_for_empty_tables_read_no_full_ones() {
     assert_eq!(after.without_index, before.without_index, "a table was read whole");
     let rows = usize::try_from(after.rows - before.rows).expect("they are counted up");
     assert!(rows < FEW * USES * BATCH, "an index was read whole: {rows} rows");
-    worker.close().await;
+    drop(worker);
     database.drop().await;
 }
 
@@ -80,9 +78,10 @@ struct Reads {
 }
 
 impl Reads {
-    async fn so_far(relay: &Client, worker: &PgPool) -> Self {
+    async fn so_far(relay: &Client, worker: &Pool) -> Self {
         let flush = "SELECT pg_stat_force_next_flush()";
-        sqlx::query(flush).execute(worker).await.expect("Postgres 15 or later");
+        let flushed = on_connection(worker, async |connection| sqlx::query(flush).execute(connection).await);
+        flushed.await.expect("Postgres 15 or later");
         relay.batch_execute(flush).await.expect("Postgres 15 or later");
         let reads = "SELECT sum(seq_scan)::bigint, sum(idx_tup_fetch)::bigint FROM pg_stat_user_tables
             WHERE relname IN ('outbox', 'webhook_jobs')";
@@ -99,22 +98,36 @@ async fn publish(relay: &mut Client, statements: &Statements) -> Vec<Message> {
     let ids: Vec<i64> = due.iter().map(DueRow::id).collect();
     mark_published(&transaction, statements, &ids, MINUTE).await.expect("rows are marked");
     transaction.commit().await.expect("it ends");
-    next_due(relay, statements).await.expect("it is answered");
+    // As it does when there is more than one batch.
+    let page = scan_due(relay, statements, limit, None).await.expect("rows are read");
+    let chosen: Vec<i64> = page.iter().map(|((_, id), _)| *id).collect();
+    let transaction = relay.transaction().await.expect("it begins");
+    let same = claim_chosen(&transaction, statements, &chosen).await.expect("rows are claimed");
+    assert_eq!(same.len(), page.len());
+    transaction.rollback().await.expect("it ends");
+    next_due(relay, statements, 0).await.expect("it is answered");
+    make_due_again(relay, 0, 1_000).await.expect("it is answered");
     due.into_iter().map(|row| row.message).collect()
 }
 
 /// What the worker does without a receiver, and what it does when something is in the way. Returns how many
 /// jobs it finished.
-async fn deliver(pool: &PgPool, messages: &[Message]) -> usize {
+async fn deliver(pool: &Pool, messages: &[Message]) -> usize {
     let job_ids: Vec<Uuid> = messages.iter().map(|message| message.job_id).collect();
     let lease = Lease { timeout: MINUTE, margin: MINUTE };
+    let none: Vec<_> =
+        messages.iter().map(|message| (Message::new(Uuid::now_v7(), 7, message.outbox_id, None), MINUTE)).collect();
+    let none: Vec<_> = none.iter().map(|(message, wait)| (message, *wait)).collect();
+    postpone(pool, &none).await.expect("rows of other jobs are left alone");
     hold_published(pool, messages).await.expect("rows are held");
     claim(pool, messages, "worker", lease).await.expect("jobs are claimed");
     recover_claim(pool, messages, "worker", lease).await.expect("claims are found");
     look_up(pool, &job_ids).await.expect("jobs are found");
-    ring_later(pool, &job_ids).await.expect("alarms are set");
+    check_again(pool, messages).await.expect("rows are listed");
     let settlements: Vec<Settlement> = job_ids.into_iter().map(delivered).collect();
-    settle(pool, &settlements).await.expect("attempts are recorded").len()
+    let free = settle_free(pool, &settlements).await.expect("attempts are recorded");
+    assert!(free.held.is_empty(), "{:?}", free.held);
+    free.settled.len()
 }
 
 fn delivered(job_id: Uuid) -> Settlement {
@@ -123,7 +136,8 @@ fn delivered(job_id: Uuid) -> Settlement {
         attempt: 1,
         status: Status::Success,
         retry_in: Duration::ZERO,
-        ordering_key: None,
+        ordered: false,
+        taken_over: false,
         worker: "worker".to_owned(),
         started_at: outbox::clock::now(),
         duration_ms: Some(1),

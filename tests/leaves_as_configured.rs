@@ -31,6 +31,26 @@ fn https(server: &RawServer) -> String {
     server.url().replace("http:", "https:")
 }
 
+/// As `openssl req -x509` makes it, for a server that nobody else vouches for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_authoritys_own_certificate_is_trusted_if_exactly_it_is_named() {
+    let directory = directory();
+    let (named, another) = (Identity::authoritys_own("127.0.0.1"), Identity::authoritys_own("127.0.0.1"));
+    let misnamed = Identity::authoritys_own("other.example");
+    let roots = file(&directory, "ca.pem", &bundle(&[&named.certificate, &misnamed.certificate]));
+    let stack = Stack::builder("an_authoritys_own").worker_env("EGRESS_CA_FILE", &roots).start().await;
+    for (identity, status, error) in [
+        (&named, "success", ""),
+        (&another, "failed", "an authority's own, not a server's"),
+        (&misnamed, "failed", "the certificate is for another name"),
+    ] {
+        let server = identity.serve(None).await;
+        let recorded = deliver(&stack, &https(&server)).await;
+        assert!(recorded.0 == status && recorded.1.contains(error), "{recorded:?}");
+    }
+    stack.finish_unheard().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_private_authority_is_trusted_and_a_client_certificate_shown() {
     let directory = directory();
@@ -105,7 +125,7 @@ async fn a_forward_proxy_gets_every_request_and_resolves_the_names() {
         assert_eq!(server.requests().len(), 1, "{test}");
 
         // What a URL itself says is judged all the same.
-        for private in ["http://127.0.0.1/", "http://localhost/", "http://2130706433/"] {
+        for private in ["http://127.0.0.1/", "http://localhost/", "http://[::1]/"] {
             let (status, error) = deliver(&stack, private).await;
             assert!(status == "failed" && error.starts_with("target refused: "), "{test}: {error}");
         }

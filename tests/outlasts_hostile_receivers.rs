@@ -1,5 +1,6 @@
 //! Whatever a receiver does, an attempt ends in time, says what happened, and leaves the worker as it was.
 
+mod http2;
 mod recorded;
 
 use std::io;
@@ -11,7 +12,7 @@ use harness::certificates::{Authority, Identity};
 use harness::raw_server::Connection;
 use harness::{PATIENCE, RawServer, Stack, report};
 use tempfile::NamedTempFile;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{sleep, timeout};
 
@@ -221,7 +222,9 @@ async fn receivers_that_are_not_there_or_do_not_read() {
     let mut jobs = Vec::new();
     if let Some((listener, _)) = &full {
         let url = format!("http://{}/hook", listener.local_addr().expect("it is bound"));
-        jobs.push(("a full queue", url, "{}".to_owned(), failed("cannot connect: no connection in time")));
+        let expected = failed("cannot connect: no connection in time");
+        jobs.push(("a full queue, over TLS", url.replace("http:", "https:"), "{}".to_owned(), expected));
+        jobs.push(("a full queue", url, "{}".to_owned(), expected));
     } else {
         report("skipped: this kernel drops no connections of a listener whose queue is full");
     }
@@ -252,12 +255,15 @@ async fn certificates_that_are_not_the_receivers() {
         .start()
         .await;
     let address = "127.0.0.1";
-    let rows: [(&str, Identity, Expected); 5] = [
+    let rows: [(&str, Identity, Expected); 8] = [
         ("a good one", trusted.issue(address), SUCCESS),
         ("expired", trusted.issue_expired(address), failed("cannot connect: the certificate has expired")),
+        ("early", trusted.issue_early(address), failed("cannot connect: the certificate is not valid yet")),
         ("of another name", trusted.issue("other.example"), failed("the certificate is for another name")),
+        ("of no name", trusted.issue_nameless(), failed("the certificate names no host: it needs a subjectAltName")),
         ("of another authority", other.issue(address), failed("the certificate's issuer is not trusted")),
-        ("self-signed", Identity::self_signed(address), failed("the certificate's issuer is not trusted")),
+        ("self-signed", Identity::self_signed(address), failed("the certificate is self-signed")),
+        ("an authority's", Identity::authoritys_own(address), failed("the certificate is an authority's own")),
     ];
     for (case, identity, expected) in rows {
         let server = identity.serve(None).await;
@@ -267,11 +273,53 @@ async fn certificates_that_are_not_the_receivers() {
         assert_recorded(&stack, case, job_id, expected).await;
         assert_eq!(server.requests().len(), usize::from(expected == SUCCESS), "{case}: a request was sent");
     }
-    // Neither speaks the other's protocol.
-    let plain = RawServer::answering("HTTP/1.1 200 OK\r\n\r\n").await;
-    let url = plain.url().replace("http:", "https:");
-    let job_id = enqueue(stack.pool(), &url, "{}").await.expect("it is a URL");
-    stack.wait_until_drained(PATIENCE).await;
-    assert_recorded(&stack, "no TLS", job_id, failed("")).await;
+    // Neither speaks the other's protocol, or none of its versions and ciphers: the alert says so (RFC 8446, section 6).
+    let no_cipher = [21, 3, 3, 0, 2, 2, 40];
+    for (case, answer, expected) in [
+        ("no TLS", b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(), failed("the receiver does not speak TLS")),
+        ("no cipher", no_cipher.to_vec(), failed("no version or cipher of TLS in common")),
+    ] {
+        let server = RawServer::start(move |mut connection| {
+            let answer = answer.clone();
+            async move {
+                let _ = connection.stream.read(&mut [0; 4_096]).await?;
+                connection.stream.write_all(&answer).await?;
+                connection.stream.shutdown().await
+            }
+        })
+        .await;
+        let url = server.url().replace("http:", "https:");
+        let job_id = enqueue(stack.pool(), &url, "{}").await.expect("it is a URL");
+        stack.wait_until_drained(PATIENCE).await;
+        assert_recorded(&stack, case, job_id, expected).await;
+    }
+    stack.finish_unheard().await;
+}
+
+/// One that has had enough when it has read the head of a large request: it answers, and closes with the rest unread, which
+/// resets the connection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_comes_before_the_request_is_out() {
+    const WEBHOOKS: usize = 20;
+    // Whoever answers and resets between a look for the answer and a write is not heard.
+    const HEARD: usize = 17;
+    let stack = stack("answers_early").await;
+    let hasty = RawServer::start(|mut connection| async move {
+        let _ = connection.stream.read(&mut [0; 4_096]).await?;
+        connection.stream.write_all(b"HTTP/1.1 429 No\r\nRetry-After: 77\r\nContent-Length: 0\r\n\r\n").await
+    })
+    .await;
+    let payload = "x".repeat(10_000_000);
+    for webhook in 0..WEBHOOKS {
+        // Others of the same URL are paused by the answer.
+        let url = format!("{}/{webhook}", hasty.url());
+        enqueue(stack.pool(), &url, &payload).await.expect("it is a URL");
+        stack.wait_until_drained(PATIENCE).await;
+    }
+    let heard = stack.count("SELECT count(*) FROM webhook_attempts WHERE status_code = 429").await;
+    report(&format!("answers before the request is out: {heard} of {WEBHOOKS} were heard"));
+    assert!(heard >= i64::try_from(HEARD).expect("a small number"), "only {heard} of {WEBHOOKS} answers were heard");
+    let pauses = "SELECT count(*) FROM url_pauses WHERE until > now() + interval '30 s'";
+    assert_eq!(stack.count(pauses).await, heard, "a Retry-After was not heard");
     stack.finish_unheard().await;
 }

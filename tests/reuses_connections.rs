@@ -1,11 +1,14 @@
 //! Connections are kept for the next webhook, and one that died meanwhile costs no attempt, unless it died
 //! with a request in it: whether that was read, nobody knows.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use harness::attempts::{attempts, status_and_error};
 use harness::{PATIENCE, RawServer, Stack};
 use tokio::io::AsyncWriteExt;
+use tokio::sync::Barrier;
 use tokio::time::sleep;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
@@ -69,6 +72,36 @@ async fn one_that_was_idle_for_as_long_as_receivers_keep_them_is_not_used_again(
     let attempts = attempts(stack.pool(), job_id).await;
     assert!(attempts.len() == 1 && attempts[0].outcome == "success", "{attempts:?}");
     assert_eq!(server.connections(), 2);
+    stack.finish_unheard().await;
+}
+
+/// A receiver that was started anew has forgotten all kept connections: a retry does not try one after the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retry_goes_by_a_connection_of_its_own() {
+    const KEPT: usize = 6;
+    let stack = Stack::builder("retries_by_another_connection").env("BACKOFF_BASE_MS", "100").start().await;
+    // The first are answered when all of them are there, so that each has a connection of its own.
+    let (all_there, taken) = (Arc::new(Barrier::new(KEPT)), Arc::new(AtomicUsize::new(0)));
+    let server = RawServer::start(move |mut connection| {
+        let (all_there, number) = (Arc::clone(&all_there), taken.fetch_add(1, Ordering::SeqCst));
+        async move {
+            connection.request().await?;
+            if number < KEPT {
+                all_there.wait().await;
+            }
+            connection.stream.write_all(OK).await?;
+            connection.request().await?;
+            Ok(())
+        }
+    })
+    .await;
+    stack.enqueue(&server.url(), "{}", 6).await;
+    stack.wait_until_drained(PATIENCE).await;
+    let job_id = deliver_one(&stack, &server).await;
+    let attempts = attempts(stack.pool(), job_id).await;
+    // On a machine that is very busy, the kept connections' time may have been over.
+    assert!(attempts.len() <= 2, "{attempts:?}");
+    assert_eq!(attempts.last().map(|it| it.outcome.as_str()), Some("success"), "{attempts:?}");
     stack.finish_unheard().await;
 }
 

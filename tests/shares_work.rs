@@ -20,9 +20,11 @@ async fn three_relays_and_three_workers_share() {
     assert_eq!(burst.outcome().await.accepted, WEBHOOKS);
     stack.wait_until_drained(2 * PATIENCE).await;
 
-    let mut published = Vec::new();
+    let (mut published, mut due_again) = (Vec::new(), 0.0);
     for relay in &stack.relays {
         published.push(relay.counter("outhook_relay_published_total").await);
+        due_again += relay.counter("outhook_relay_due_again_total").await;
+        due_again += relay.counter("outhook_relay_missing_total").await;
     }
     let delivered: Vec<i64> = sqlx::query_scalar("SELECT count(*) FROM webhook_attempts GROUP BY worker")
         .fetch_all(stack.pool())
@@ -33,7 +35,13 @@ async fn three_relays_and_three_workers_share() {
     assert_eq!(delivered.len(), 3, "{delivered:?}");
     // On a machine that is busy enough, workers give back what would keep others waiting.
     let given_back = usize::try_from(stack.count("SELECT count(*) FROM harness.withdrawals").await).expect("a count");
-    assert_eq!(wire.messages(), WEBHOOKS + given_back, "relays published the same row");
+    // One that is given back before its publication is committed is on the list of rows to look at again.
+    let again = wire.messages().checked_sub(WEBHOOKS + given_back).expect("each row was published");
+    let again = u32::try_from(again).expect("it is small");
+    assert!(
+        f64::from(again) <= due_again,
+        "{again} published again, {due_again} made due again: relays published the same row"
+    );
     assert_eq!(stack.receiver.received().len(), WEBHOOKS);
     stack.finish().await;
 }

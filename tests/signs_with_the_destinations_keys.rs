@@ -4,7 +4,9 @@
 use std::process::Stdio;
 use std::sync::Arc;
 
-use harness::signing::{github_signature, random_key, stack, v1_key, v1a_key, verifies, verifies_publicly};
+use harness::signing::{
+    github_signature, random_key, stack, v1_key, v1a_key, verifies, verifies_publicly, with_public_key,
+};
 use harness::{PATIENCE, Stack, TcpProxy, report, wait_until};
 use receiver::Received;
 use reqwest::Method;
@@ -111,6 +113,27 @@ async fn asymmetric_and_github_keys_sign_as_their_receivers_expect() {
     let stranger = format!("whpk_{}", random_key());
     assert!(!verifies_publicly(&stranger, &delivery));
     assert_eq!(delivery.header("x-hub-signature-256"), Some(github_signature(github, &delivery.body).as_str()));
+    stack.finish().await;
+}
+
+/// With its public key behind it or without, it is one key.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_asymmetric_key_is_one_in_both_its_forms() {
+    let stack = stack("an_asymmetric_key_is_one").start().await;
+    let (url, seed) = (stack.receiver_url(""), v1a_key());
+    let with_public_key = with_public_key(&seed);
+    let first = stack.client.set_key(&url, "v1a", &seed, 3_600).await;
+    let second = stack.client.set_key(&url, "v1a", &with_public_key, 3_600).await;
+    assert_eq!(first, second, "a rotation from the key to itself");
+    assert_eq!(stack.client.keys(&url).await.len(), 1);
+    assert_eq!(signatures(&*deliver(&stack, &url, "").await).len(), 1);
+
+    // As an earlier release would have stored them.
+    let again = "INSERT INTO destination_keys (id, scheme, destination, sealed)
+        SELECT gen_random_uuid(), scheme, destination, sealed FROM destination_keys";
+    sqlx::query(again).execute(stack.pool()).await.expect("the owner may do it");
+    let delivery = deliver(&stack, &url, "").await;
+    assert_eq!(signatures(&delivery).len(), 1, "{:?}", delivery.headers);
     stack.finish().await;
 }
 

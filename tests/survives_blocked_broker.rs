@@ -42,3 +42,18 @@ async fn a_broker_without_memory_blocks_the_relay_and_no_caller() {
     assert_eq!(stack.relays[0].counter("outhook_relay_blocked").await.to_bits(), 0.0_f64.to_bits());
     stack.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_dies_without_memory_leaves_nobody_blocked() {
+    let broker = Servers::private_only(Server::RabbitMq).await;
+    let stack = Stack::builder("a_broker_that_dies").start_between(Servers::shared().await, &broker).await;
+    broker.rabbitmqctl(&["set_vm_memory_high_watermark", "absolute", "1"]).await;
+    stack.post("{}", "").await;
+    let blocked = async || stack.relays[0].counter("outhook_relay_blocked").await;
+    wait_until("the relay to be blocked", PATIENCE, async || blocked().await > 0.0).await;
+    broker.kill(Server::RabbitMq).await;
+    broker.start_again(Server::RabbitMq).await;
+    stack.wait_until_drained(PATIENCE).await;
+    wait_until("the relay to be blocked no more", PATIENCE, async || blocked().await < 1.0).await;
+    stack.finish().await;
+}

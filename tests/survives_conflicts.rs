@@ -1,8 +1,9 @@
 //! Postgres may roll a statement back because another one was in its way, by a deadlock or a serialization
-//! failure: it is tried again, so many times at most, and nothing is lost.
+//! failure: it is tried again, so many times at most, and nothing is lost. Nor is it when Postgres refuses what a statement
+//! would write.
 
 use harness::load::Burst;
-use harness::{PATIENCE, Stack, report};
+use harness::{PATIENCE, Stack, report, wait_until};
 use sqlx::AssertSqlSafe;
 
 const WEBHOOKS: usize = 300;
@@ -62,5 +63,35 @@ async fn claiming_and_settling_are_rolled_back_and_tried_again() {
 async fn marking_is_rolled_back_and_published_again() {
     let stack = deliver_through("marking_is_rolled_back", "UPDATE ON outbox").await;
     assert_eq!(stack.receiver.received().len(), WEBHOOKS, "an attempt was made twice");
+    stack.finish().await;
+}
+
+/// The record of one attempt is refused, and not even a line can be left for it; what is settled beside it is not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_that_is_refused_is_one_of_a_lost_worker_in_the_end() {
+    let stack = Stack::builder("a_record_that_is_refused").env("HTTP_CLIENT_TIMEOUT_SEC", "1").start().await;
+    let run = async |statements: &'static str| sqlx::raw_sql(statements).execute(stack.pool()).await;
+    run("ALTER TABLE webhook_attempts ADD CONSTRAINT refused CHECK (outcome <> 'success');
+         REVOKE INSERT (outbox_id, attempt) ON outbox_checks FROM outhook_worker")
+    .await
+    .expect("the owner may");
+    let refused = stack.post("{}", "").await.job_id;
+    let other = stack.client.post_with("{}", &stack.receiver_url("?status=500"), r#","max_attempts":1"#).await.job_id;
+    let recorded = "SELECT count(*) FROM webhook_attempts WHERE outcome = 'failed'";
+    wait_until("the other's record", PATIENCE, async || stack.count(recorded).await == 1).await;
+    assert_eq!(stack.client.job(other).await["status"], "failed");
+    wait_until("the line to be refused", PATIENCE, async || {
+        stack.workers[0].log().contains("cannot put a row on the list of those to look at again")
+    })
+    .await;
+    run("ALTER TABLE webhook_attempts DROP CONSTRAINT refused;
+         GRANT INSERT (outbox_id, attempt) ON outbox_checks TO outhook_worker")
+    .await
+    .expect("the owner may");
+    stack.wait_until_drained(PATIENCE).await;
+
+    let job = stack.client.job(refused).await;
+    assert_eq!((&job["attempts"][0]["outcome"], &job["status"]), (&"unknown".into(), &"success".into()), "{job}");
+    assert_eq!(stack.deliveries(refused).len(), 2);
     stack.finish().await;
 }

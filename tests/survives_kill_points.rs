@@ -39,6 +39,7 @@ const POINTS: [(&str, Scene, &[u32]); 26] = [
     ("api.after_commit", Scene::Traffic, &[1, 4]),
     ("relay.after_declare", Scene::WipedBroker, &[1]),
     ("relay.after_rewind", Scene::WipedBroker, &[1]),
+    ("relay.after_turns", Scene::Ordered, &[1, 4]),
     ("relay.after_claim", Scene::Traffic, &[1, 3]),
     ("relay.between_publishes", Scene::Traffic, &[1, 20]),
     ("relay.after_last_publish", Scene::Traffic, &[1, 3]),
@@ -52,12 +53,11 @@ const POINTS: [(&str, Scene, &[u32]); 26] = [
     ("worker.before_post", Scene::Traffic, &[1, 20]),
     ("worker.after_post", Scene::TakenAtOnce, &[1, 20]),
     ("worker.in_settle", Scene::TakenAtOnce, &[1, 2, 4]),
-    ("worker.in_ordered_settle", Scene::Ordered, &[1, 4]),
     ("worker.after_hold", Scene::Sick, &[1]),
     ("worker.before_ack", Scene::Traffic, &[1, 20]),
     ("worker.after_ack", Scene::Traffic, &[1, 20]),
-    ("worker.before_ring_later", Scene::LostWorker, &[1]),
-    ("worker.after_ring_later", Scene::LostWorker, &[1]),
+    ("worker.before_check_again", Scene::LostWorker, &[1]),
+    ("worker.after_check_again", Scene::LostWorker, &[1]),
     ("worker.before_take_over", Scene::LostWorker, &[1, 3]),
     ("worker.after_take_over", Scene::LostWorker, &[1]),
 ];
@@ -160,7 +160,7 @@ async fn set_up(point: &str, scene: Scene) -> (Program, Stack) {
             stack.apis.remove(0).kill().await;
             (Program::Api, stack)
         }
-        (Some("relay"), Scene::Traffic) => {
+        (Some("relay"), Scene::Traffic | Scene::Ordered) => {
             let mut stack = builder.start().await;
             stack.relays.remove(0).kill().await;
             (Program::Relay, stack)
@@ -208,15 +208,21 @@ fn every_point_of_the_source_is_in_the_table() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ is in the workspace");
     let mut found = BTreeSet::new();
     for directory in ["api/src", "relay/src", "worker/src", "outbox/src"] {
-        for file in std::fs::read_dir(root.join(directory)).expect("the crate has sources") {
-            let path = file.expect("a directory can be read").path();
-            let text = std::fs::read_to_string(&path).unwrap_or_default();
-            let after = text.split("kill_point!(\"").chain(text.split("kill_point_in!(\"")).skip(1);
-            found.extend(
-                after.filter_map(|rest| Some(rest.split_once('"')?.0.to_owned()).filter(|it| it.contains('.'))),
-            );
-        }
+        find_points(&root.join(directory), &mut found);
     }
     let table: BTreeSet<String> = POINTS.iter().map(|(point, ..)| (*point).to_owned()).collect();
     assert_eq!(found.into_iter().filter(|it| !it.contains(' ')).collect::<BTreeSet<_>>(), table);
+}
+
+fn find_points(directory: &Path, found: &mut BTreeSet<String>) {
+    for file in std::fs::read_dir(directory).expect("the crate has sources") {
+        let path = file.expect("a directory can be read").path();
+        if path.is_dir() {
+            find_points(&path, found);
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        let after = text.split("kill_point!(\"").chain(text.split("kill_point_in!(\"")).skip(1);
+        found.extend(after.filter_map(|rest| Some(rest.split_once('"')?.0.to_owned()).filter(|it| it.contains('.'))));
+    }
 }

@@ -61,6 +61,9 @@ async fn assert_delivered_soon(stack: &Stack, proxy: &TcpProxy, jobs: &[Uuid]) {
     for id in jobs {
         assert_eq!(stack.deliveries(*id).len(), 1, "job {id}");
     }
+    // It was known all the time, and not found out because they were missing.
+    let missing = stack.relays[0].counter("outhook_relay_missing_total").await;
+    assert!(missing < 1.0, "{missing} were recorded as published");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

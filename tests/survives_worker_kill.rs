@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use harness::load::Burst;
-use harness::{PATIENCE, Stack, report, wait_for, wait_until};
+use harness::{PATIENCE, Program, Stack, report, wait_for, wait_until};
 use outbox::message::Message;
 
 /// What a worker leases: its HTTP time-out of 2 s, which the tests set, and its margin of 5 s.
@@ -101,6 +101,49 @@ async fn a_worker_that_was_paused_past_its_lease_writes_nothing() {
 
     let job = stack.client.job(id).await;
     assert_eq!((&job["attempts"][0]["outcome"], &job["status"]), (&"unknown".into(), &"success".into()), "{job}");
+    stack.finish().await;
+}
+
+/// A worker that stands still between its claim and the request, under a lease that ends before the answer would come.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_stood_still_renews_its_lease_before_it_posts() {
+    let mut stack = Stack::builder("stood_still").workers(0).start().await;
+    let worker = stack.start_that_stops(Program::Worker, "worker.before_post", 1).await;
+    let id = stack.post("{}", "").await.job_id;
+    wait_until("the worker to stand still", PATIENCE, async || worker.is_stopped()).await;
+    let late = "SELECT count(*) FROM webhook_jobs WHERE clock_timestamp() - updated_at > interval '5 seconds'";
+    wait_until("its claim to be older than a lease's margin", PATIENCE, async || stack.count(late).await == 1).await;
+    worker.signal(rustix::process::Signal::CONT);
+    stack.wait_until_drained(PATIENCE).await;
+
+    assert!(worker.log().contains("renewing the lease"), "it did not notice");
+    let job = stack.client.job(id).await;
+    assert_eq!((&job["status"], &job["retry_count"]), (&"success".into(), &0.into()), "{job}");
+    assert_eq!(stack.deliveries(id).len(), 1);
+    stack.workers.push(worker);
+    stack.finish().await;
+}
+
+/// The same, until somebody else has delivered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_stood_still_past_its_lease_posts_nothing() {
+    let mut stack = Stack::builder("stood_still_too_long").workers(0).env("HTTP_CLIENT_TIMEOUT_SEC", "1").start().await;
+    let worker = stack.start_that_stops(Program::Worker, "worker.before_post", 1).await;
+    let id = stack.post("{}", "").await.job_id;
+    wait_until("the worker to stand still", PATIENCE, async || worker.is_stopped()).await;
+    stack.start_worker().await;
+    let second = wait_for("the delivery", PATIENCE, async || stack.deliveries(id).first().cloned()).await;
+    assert_eq!(second.attempt, Some(2));
+    worker.signal(rustix::process::Signal::CONT);
+    stack.workers.push(worker);
+    stack.workers[1].wait_for_word("renewing").await;
+    stack.wait_until_drained(PATIENCE).await;
+
+    let job = stack.client.job(id).await;
+    assert_eq!((&job["attempts"][0]["outcome"], &job["status"]), (&"unknown".into(), &"success".into()), "{job}");
+    // A worker that stops ends what it has begun.
+    stack.workers.remove(1).terminate().await;
+    assert_eq!(stack.deliveries(id).len(), 1);
     stack.finish().await;
 }
 

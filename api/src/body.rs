@@ -1,12 +1,17 @@
-//! Reads a request's body: bounded in size and in time.
+//! Reads a request's body: bounded in size and in time, and in what all of them hold together.
 
-use axum::body::{Body, Bytes};
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes, HttpBody};
 use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use axum::http::request::Parts;
+use http_body_util::BodyExt;
+use outbox::telemetry::Raised;
 use tokio::time::timeout;
 
 use crate::config::ServerConfig;
+use crate::connections::{Connection, Receiving};
 use crate::error::ApiError;
 
 /// Refuses what is not plain JSON, before a byte of it is read.
@@ -22,19 +27,57 @@ pub(crate) fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Reads the whole body.
-pub(crate) async fn read(headers: &HeaderMap, body: Body, config: &ServerConfig) -> Result<Bytes, ApiError> {
+/// Counts a body for as long as its request has no answer.
+pub(crate) fn under_way(body: &Bytes) -> Raised {
+    let bytes = u32::try_from(body.len()).unwrap_or(u32::MAX);
+    Raised::by(metrics::gauge!("outhook_api_body_bytes"), bytes.into())
+}
+
+/// Reads the whole body. Unless the request is verified already, it makes way for others while it stands still.
+pub(crate) async fn read(head: &Parts, mut body: Body, config: &ServerConfig) -> Result<Bytes, ApiError> {
     let limit = config.max_body_bytes;
-    let announced = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    let announced = head.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|length| length > u64::from(limit)) {
         return Err(ApiError::BodyTooLarge(limit));
     }
+    let whole = async {
+        let Some(first) = next_piece(&mut body).await? else { return Ok(Bytes::new()) };
+        if body.is_end_stream() { Ok(first) } else { gather(Connection::of(head), first, body, limit).await }
+    };
     // The whole body, not a piece of it: a time-out that each byte renews never ends.
-    let whole = timeout(config.body_timeout(), Limited::new(body, limit as usize).collect()).await;
-    match whole {
-        Err(_) => Err(ApiError::BodyTimeout),
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::BodyTooLarge(limit)),
-        Ok(Err(_)) => Err(ApiError::BodyBroken),
+    let whole = timeout(config.body_timeout(), whole).await.map_err(|_| ApiError::BodyTimeout)??;
+    Connection::of(head).body_was_read();
+    Ok(whole)
+}
+
+async fn next_piece(body: &mut Body) -> Result<Option<Bytes>, ApiError> {
+    while let Some(frame) = body.frame().await {
+        // Trailers are of no interest.
+        if let Ok(piece) = frame.map_err(|_| ApiError::BodyBroken)?.into_data() {
+            return Ok(Some(piece));
+        }
+    }
+    Ok(None)
+}
+
+/// Keeps the pieces of a body that did not come as one. Only such a one can stand still while it holds memory.
+async fn gather(connection: &Arc<Connection>, first: Bytes, body: Body, limit: u32) -> Result<Bytes, ApiError> {
+    let receiving = connection.receive();
+    tokio::select! {
+        received = receive(&receiving, first, body, limit) => received?,
+        () = receiving.made_way() => return Err(ApiError::MadeWay),
+    }
+    Ok(receiving.finish()?.into())
+}
+
+async fn receive(receiving: &Receiving, first: Bytes, mut body: Body, limit: u32) -> Result<(), ApiError> {
+    let (mut piece, mut room) = (first, limit as usize);
+    loop {
+        room = room.checked_sub(piece.len()).ok_or(ApiError::BodyTooLarge(limit))?;
+        receiving.append(&piece)?;
+        piece = match next_piece(&mut body).await? {
+            Some(piece) => piece,
+            None => return Ok(()),
+        };
     }
 }

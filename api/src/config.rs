@@ -9,6 +9,7 @@ use outbox::shutdown::ShutdownConfig;
 use outbox::target::TargetPolicy;
 use outbox::telemetry::{LogConfig, MetricsConfig};
 use secrecy::SecretString;
+use traces::TracesConfig;
 
 use crate::signature::Secrets;
 
@@ -36,6 +37,9 @@ pub struct Config {
     /// Where metrics are served besides `GET /metrics`.
     #[command(flatten)]
     pub metrics: MetricsConfig,
+    /// Where traces go.
+    #[command(flatten)]
+    pub traces: TracesConfig,
 }
 
 /// How HTTP is served.
@@ -51,7 +55,7 @@ pub(crate) struct ServerConfig {
     /// Token that all routes but `POST /webhooks` and the probes ask for, as `Authorization: Bearer …`; at least 16 bytes.
     #[arg(long, env, hide_env_values = true, value_parser = api_token)]
     pub api_token: SecretString,
-    /// Open connections; further ones wait to be accepted.
+    /// Open connections. For one more, whoever has been idle the longest is closed.
     #[arg(long, env, default_value_t = 1_024, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub max_connections: u32,
     /// Seconds for a request's headers to arrive, and for an idle connection to stay open.
@@ -60,9 +64,17 @@ pub(crate) struct ServerConfig {
     /// Seconds for a request's whole body to arrive.
     #[arg(long, env, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=300))]
     body_timeout_sec: u64,
+    /// Seconds to go on listening after SIGTERM, while `GET /ready` says 503, so that load balancers send nobody any more;
+    /// then what is under way has `SHUTDOWN_TIMEOUT_SEC` to finish.
+    #[arg(long, env, default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=3_600))]
+    shutdown_delay_sec: u64,
     /// Longest request body, in bytes.
     #[arg(long, env, default_value_t = 1_048_576, value_parser = clap::value_parser!(u32).range(64..=16_777_216))]
     pub max_body_bytes: u32,
+    /// Bytes of request bodies, of all together, that no signature has vouched for yet; at least `MAX_BODY_BYTES`. For
+    /// more of them, the request that has stood still the longest is refused.
+    #[arg(long, env, default_value_t = 67_108_864)]
+    pub unverified_body_bytes: u64,
 }
 
 /// How webhooks are accepted.
@@ -89,9 +101,27 @@ fn api_token(text: &str) -> Result<SecretString, String> {
     if text.len() >= 16 { Ok(SecretString::from(text)) } else { Err("it must have at least 16 bytes".to_owned()) }
 }
 
+impl Config {
+    /// What is wrong only together.
+    ///
+    /// # Errors
+    /// A sentence that names the variables.
+    pub fn check(&self) -> Result<(), &'static str> {
+        let server = &self.server;
+        if server.unverified_body_bytes < u64::from(server.max_body_bytes) {
+            return Err("UNVERIFIED_BODY_BYTES cannot be used: it is less than MAX_BODY_BYTES");
+        }
+        Ok(())
+    }
+}
+
 impl ServerConfig {
     pub(crate) const fn header_timeout(&self) -> Duration {
         Duration::from_secs(self.header_timeout_sec)
+    }
+
+    pub(crate) const fn shutdown_delay(&self) -> Duration {
+        Duration::from_secs(self.shutdown_delay_sec)
     }
 
     pub(crate) const fn body_timeout(&self) -> Duration {

@@ -1,5 +1,7 @@
 //! What a caller says in the body of `POST /webhooks`, checked field by field.
 
+use std::ops::RangeInclusive;
+
 use outbox::headers;
 use outbox::signing_key::SigningKey;
 use outbox::target::{TargetPolicy, destination};
@@ -14,9 +16,9 @@ use crate::error::ApiError;
 use crate::json;
 
 /// Bounds of the fields, as they are in the database's constraints.
-const MAX_ATTEMPTS: std::ops::RangeInclusive<i64> = 1..=100;
-const TIMEOUT_MS: std::ops::RangeInclusive<i64> = 100..=300_000;
-const ORDERING_KEY_BYTES: std::ops::RangeInclusive<usize> = 1..=255;
+const MAX_ATTEMPTS: RangeInclusive<i64> = 1..=100;
+const TIMEOUT_MS: RangeInclusive<i64> = 100..=300_000;
+const ORDERING_KEY_BYTES: RangeInclusive<usize> = 1..=255;
 const MAX_DELAY: Duration = Duration::days(366);
 
 /// A request as it is to be stored.
@@ -33,50 +35,47 @@ pub(crate) struct Envelope {
     pub signing_key: Option<SigningKey>,
 }
 
-/// The fields as they are written.
+/// The fields as they are written. What each must be is said by whoever reads it, in JSON's words.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written<'a> {
     #[serde(borrow)]
     payload: &'a RawValue,
-    client_url: String,
-    #[serde(default)]
-    headers: Option<Map<String, Value>>,
-    #[serde(default)]
-    deliver_at: Option<String>,
-    #[serde(default)]
-    max_attempts: Option<i64>,
-    #[serde(default)]
-    timeout_ms: Option<i64>,
-    #[serde(default)]
-    ordering_key: Option<String>,
-    #[serde(default)]
-    signing_secret: Option<SecretString>,
+    #[serde(borrow)]
+    client_url: &'a RawValue,
+    #[serde(borrow, default)]
+    headers: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    deliver_at: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    max_attempts: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    timeout_ms: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    ordering_key: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    signing_secret: Option<&'a RawValue>,
 }
 
 impl Envelope {
     /// Reads and checks a body. Malformed JSON is one error, a field that cannot be used another.
     pub(crate) fn read(body: &[u8], targets: &TargetPolicy, now: OffsetDateTime) -> Result<Self, ApiError> {
         let written: Written = json::read(body)?;
-        let url = targets.check_url(&written.client_url).map_err(|refused| {
+        let client_url = json::string("client_url", written.client_url)?;
+        let url = targets.accept_url(&client_url).map_err(|refused| {
             metrics::counter!("outhook_api_targets_refused_total", "reason" => refused.reason()).increment(1);
             invalid(format!("client_url: {refused}"))
         })?;
-        let headers = written.headers.unwrap_or_default();
-        headers::check(&headers).map_err(|error| invalid(error.to_string()))?;
         Ok(Self {
             payload: payload(written.payload)?,
-            client_url: written.client_url,
             destination: destination(&url),
-            headers,
-            deliver_at: match &written.deliver_at {
-                Some(text) => deliver_at(text, now)?,
-                None => None,
-            },
-            max_attempts: written.max_attempts.map(max_attempts).transpose()?,
-            timeout_ms: written.timeout_ms.map(timeout_ms).transpose()?,
+            client_url: url.into(),
+            headers: written.headers.map(extra_headers).transpose()?.unwrap_or_default(),
+            deliver_at: written.deliver_at.map(|value| deliver_at(value, now)).transpose()?.flatten(),
+            max_attempts: written.max_attempts.map(|value| integer("max_attempts", value, MAX_ATTEMPTS)).transpose()?,
+            timeout_ms: written.timeout_ms.map(|value| integer("timeout_ms", value, TIMEOUT_MS)).transpose()?,
             ordering_key: written.ordering_key.map(ordering_key).transpose()?,
-            signing_key: written.signing_secret.as_ref().map(signing_key).transpose()?,
+            signing_key: written.signing_secret.map(signing_key).transpose()?,
         })
     }
 }
@@ -86,23 +85,29 @@ fn invalid(what: impl Into<String>) -> ApiError {
 }
 
 /// A string stands for its own text; an object or an array for the very bytes it is written with.
-fn payload(raw: &RawValue) -> Result<String, ApiError> {
-    match raw.get().as_bytes().first() {
-        Some(b'{' | b'[') => Ok(raw.get().to_owned()),
+fn payload(value: &RawValue) -> Result<String, ApiError> {
+    match value.get().as_bytes().first() {
+        Some(b'{' | b'[') => Ok(value.get().to_owned()),
         Some(b'"') => {
-            let text: String = serde_json::from_str(raw.get()).map_err(|error| invalid(error.to_string()))?;
+            let text = json::string("payload", value)?;
             if text.contains('\0') {
                 return Err(invalid("payload: it contains U+0000, which Postgres text cannot hold"));
             }
             Ok(text)
         }
-        _ => Err(invalid("payload: it must be a string, an object or an array")),
+        _ => Err(json::mismatch("payload", "a string, an object or an array", value)),
     }
 }
 
+fn extra_headers(value: &RawValue) -> Result<Map<String, Value>, ApiError> {
+    let headers = json::strings("headers", value)?.into_iter().map(|(name, value)| (name, value.into())).collect();
+    headers::check(&headers).map_err(|error| invalid(error.to_string()))?;
+    Ok(headers)
+}
+
 /// A past moment means now, by the database's clock. So a year that Postgres cannot hold never gets there.
-fn deliver_at(text: &str, now: OffsetDateTime) -> Result<Option<OffsetDateTime>, ApiError> {
-    let moment = OffsetDateTime::parse(text, &Rfc3339)
+fn deliver_at(value: &RawValue, now: OffsetDateTime) -> Result<Option<OffsetDateTime>, ApiError> {
+    let moment = OffsetDateTime::parse(&json::string("deliver_at", value)?, &Rfc3339)
         .map_err(|_| invalid("deliver_at: it must be a moment as in 2026-01-31T12:00:00Z"))?;
     if moment - now > MAX_DELAY {
         return Err(invalid("deliver_at: it is more than 366 days ahead"));
@@ -110,27 +115,19 @@ fn deliver_at(text: &str, now: OffsetDateTime) -> Result<Option<OffsetDateTime>,
     Ok(Some(moment).filter(|moment| *moment > now))
 }
 
-fn max_attempts(number: i64) -> Result<i32, ApiError> {
-    match i32::try_from(number) {
-        Ok(number) if MAX_ATTEMPTS.contains(&number.into()) => Ok(number),
-        _ => Err(invalid("max_attempts: it must be from 1 to 100")),
-    }
+fn integer(field: &str, value: &RawValue, allowed: RangeInclusive<i64>) -> Result<i32, ApiError> {
+    Ok(json::integer(field, value, allowed)?.try_into().expect("what is allowed are 32 bits"))
 }
 
-fn timeout_ms(number: i64) -> Result<i32, ApiError> {
-    match i32::try_from(number) {
-        Ok(number) if TIMEOUT_MS.contains(&number.into()) => Ok(number),
-        _ => Err(invalid("timeout_ms: it must be from 100 to 300000")),
-    }
-}
-
-fn ordering_key(key: String) -> Result<String, ApiError> {
+fn ordering_key(value: &RawValue) -> Result<String, ApiError> {
+    let key = json::string("ordering_key", value)?;
     if !ORDERING_KEY_BYTES.contains(&key.len()) || key.contains('\0') {
         return Err(invalid("ordering_key: it must be 1 to 255 bytes without U+0000"));
     }
     Ok(key)
 }
 
-fn signing_key(secret: &SecretString) -> Result<SigningKey, ApiError> {
+fn signing_key(value: &RawValue) -> Result<SigningKey, ApiError> {
+    let secret = SecretString::from(json::string("signing_secret", value)?);
     SigningKey::parse_standard(secret.expose_secret()).map_err(|error| invalid(format!("signing_secret: {error}")))
 }

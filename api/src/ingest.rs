@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use outbox::batch::{BatchError, Batcher, Limits};
 use outbox::database::Failure;
+use outbox::database::Pool;
 use outbox::enqueue::{Accepted, NewJob, accept};
 use outbox::kill_point;
 use outbox::notify::Notifier;
-use sqlx::PgPool;
 use tracing::{error, warn};
 
 use crate::config::AcceptConfig;
@@ -28,10 +28,10 @@ type Answer = Result<Accepted, ApiError>;
 #[derive(Clone)]
 pub(crate) struct Pools {
     /// For a batch in one statement.
-    pub together: PgPool,
+    pub together: Pool,
     /// For the jobs of a batch that failed, one by one. These wait for locks hardly at all: the batch has
     /// done so already, and what waits behind it must not wait for each of its jobs.
-    pub singly: PgPool,
+    pub singly: Pool,
 }
 
 pub(crate) struct Ingest {
@@ -105,7 +105,7 @@ fn unavailable(jobs: &[NewJob]) -> Vec<Answer> {
     vec![Err(ApiError::Unavailable); jobs.len()]
 }
 
-async fn accept_together(pool: &PgPool, jobs: &[NewJob]) -> Result<Vec<Accepted>, Failure> {
+async fn accept_together(pool: &Pool, jobs: &[NewJob]) -> Result<Vec<Accepted>, Failure> {
     let mut tries = 0;
     loop {
         let error = match accept(pool, jobs).await {
@@ -121,7 +121,7 @@ async fn accept_together(pool: &PgPool, jobs: &[NewJob]) -> Result<Vec<Accepted>
     }
 }
 
-async fn accept_one_by_one(pool: &PgPool, jobs: &[NewJob]) -> Vec<Answer> {
+async fn accept_one_by_one(pool: &Pool, jobs: &[NewJob]) -> Vec<Answer> {
     let mut answers = Vec::with_capacity(jobs.len());
     let mut locked = 0;
     for (position, job) in jobs.iter().enumerate() {

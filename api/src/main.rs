@@ -1,17 +1,23 @@
 //! `outhook-api`: accepts webhooks.
 
-use outbox::{env, shutdown, telemetry};
+use outbox::{env, reload, shutdown, telemetry};
 use outhook_api::Config;
 
 #[tokio::main]
 async fn main() {
     let config: Config = env::read();
+    if let Err(error) = config.check() {
+        env::refuse::<Config>(error);
+    }
     telemetry::start_logging(&config.log);
     env::end::<Config>(run(config).await)
 }
 
 async fn run(config: Config) -> anyhow::Result<()> {
-    let stop = shutdown::listen()?;
-    let metrics = telemetry::start_metrics(&config.metrics).await?;
-    outhook_api::run(config, metrics, stop).await
+    let (stop, hangups) = (shutdown::listen()?, reload::listen()?);
+    let metrics = telemetry::start_metrics(&config.metrics, outhook_api::METRICS, None).await?;
+    traces::start(&config.traces, "outhook-api")?;
+    let ended = outhook_api::run(config, metrics, stop, hangups).await;
+    traces::flush().await;
+    ended
 }

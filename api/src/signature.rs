@@ -3,8 +3,8 @@
 //! Two schemes, over the raw body and before any parsing:
 //! - `X-Signature: sha256=<hex of HMAC-SHA256(secret, body)>`, up to five separated by commas. It carries no
 //!   time, so it can be replayed; an `Idempotency-Key` makes a replay harmless.
-//! - Standard Webhooks 1.0.0: `webhook-id`, `webhook-timestamp` and `webhook-signature`. Within its 300 s the
-//!   id serves as idempotency key, so a replay finds the job it made.
+//! - Standard Webhooks 1.0.0: `webhook-id`, `webhook-timestamp` and `webhook-signature`. Within its 300 s a
+//!   replay finds the job that its id made, whatever `Idempotency-Key` stands beside it.
 //!
 //! `REQUIRE_TIMESTAMP` leaves only the second.
 

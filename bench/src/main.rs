@@ -4,6 +4,8 @@
 //! [`servers`], [`load`] posts to them and [`receiver`] takes what they deliver; [`limits`] and [`mod@phases`]
 //! are what is measured, [`report`] is how it is shown. docs/performance.md says what each figure means.
 
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "it is run by hand, where somebody reads it")]
+
 mod distribution;
 mod http;
 mod limits;
@@ -53,7 +55,7 @@ async fn main() -> ExitCode {
             ExitCode::FAILURE
         }
         Err(error) => {
-            eprintln!("outhook-bench: {error:#}");
+            eprintln!("outhook-bench: {}", outbox::env::with_causes(&*error));
             ExitCode::FAILURE
         }
     }

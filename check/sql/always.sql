@@ -12,7 +12,26 @@ HAVING count(alarm.id) <> coalesce((job.status IN ('pending', 'processing'))::in
 
 -- I3: nothing is overdue
 SELECT format('outbox row %s of job %s is due since %s', id, job_id, due_at)
-FROM outbox WHERE due_at < now() - current_setting('outhook_check.overdue')::interval;
+FROM outbox WHERE waits_for IS NULL AND due_at < now() - current_setting('outhook_check.overdue')::interval;
+
+-- I18: nothing waits for a destination that is well
+SELECT format('outbox row %s of job %s is held since %s, and its destination is %s', id, job_id, due_at, coalesce(state, 'well'))
+FROM outbox LEFT JOIN destinations USING (destination)
+WHERE waits_for = 'destination' AND coalesce(state, 'closed') = 'closed'
+  AND due_at < now() - current_setting('outhook_check.overdue')::interval;
+
+-- I18: no breaker's time to be looked at is long over
+SELECT format('destination %s is %s, and was to be looked at at %s', destination, state, hold_until)
+FROM destinations WHERE state <> 'closed' AND hold_until < now() - current_setting('outhook_check.overdue')::interval;
+
+-- I18: nothing waits for its turn in a key of which no row has it
+SELECT format('ordering key %s of %s: %s rows wait, none has its turn', ordering_key, destination, count(*))
+FROM outbox AS waiting WHERE waits_for = 'order'
+  AND NOT EXISTS (SELECT FROM outbox AS other WHERE other.turn
+                  AND (other.destination, other.ordering_key) = (waiting.destination, waiting.ordering_key))
+  AND NOT EXISTS (SELECT FROM ordering_checks AS line
+                  WHERE (line.destination, line.ordering_key) = (waiting.destination, waiting.ordering_key))
+GROUP BY destination, ordering_key;
 
 -- I5: success stands only with an answer of 2xx
 SELECT format('job %s, attempt %s is a success with status %s', job_id, attempt, coalesce(status_code::text, 'none'))
@@ -54,10 +73,10 @@ LEFT JOIN webhook_attempts AS earlier ON earlier.job_id = record.job_id AND earl
 WHERE record.started_at < CASE WHEN record.attempt = 1 THEN job.deliver_at ELSE earlier.retry_at END
    OR (record.attempt > 1 AND earlier.retry_at IS NULL);
 
--- I13: no two jobs of an ordering key have begun and are not finished
-SELECT format('ordering key %s: jobs %s have begun', ordering_key, string_agg(job_id::text, ', '))
-FROM outbox WHERE ordering_key IS NOT NULL AND (attempt > 0 OR published_at IS NOT NULL)
-GROUP BY ordering_key HAVING count(*) > 1;
+-- I13: no two jobs of an ordering key have begun and are not finished, and none begins before its turn
+SELECT format('ordering key %s of %s: jobs %s have begun', ordering_key, destination, string_agg(job_id::text, ', '))
+FROM outbox WHERE ordering_key IS NOT NULL AND (attempt > 0 OR published_at IS NOT NULL OR turn)
+GROUP BY destination, ordering_key HAVING count(*) > 1 OR NOT bool_and(turn);
 
 -- I12: no session stands idle in a transaction
 SELECT format('%s (process %s) is %s since %s, after: %s', application_name, pid, state, state_change, left(query, 80))

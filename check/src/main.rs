@@ -1,5 +1,7 @@
 //! `outhook-check`: asks a running Outhook's database whether it kept its promises.
 
+use std::fmt::Arguments;
+use std::io::{Write, stdout};
 use std::process::exit;
 use std::time::Duration;
 
@@ -7,6 +9,7 @@ use anyhow::{Context, ensure};
 use clap::Parser;
 use outbox::database::DatabaseConfig;
 use outbox::env;
+use outbox::telemetry::say;
 use outhook_check::{ALWAYS, AT_REST, Bounds, begin_snapshot, check, invariants, sees_all_sessions};
 
 /// Status when an invariant does not hold, and when that could not be found out.
@@ -43,7 +46,7 @@ async fn main() {
         Ok(true) => exit(0),
         Ok(false) => exit(VIOLATED),
         Err(error) => {
-            eprintln!("outhook-check: {error:#}");
+            say(format_args!("outhook-check: {}", env::with_causes(&*error)));
             exit(NOT_CHECKED)
         }
     }
@@ -51,9 +54,7 @@ async fn main() {
 
 /// Whether everything holds.
 async fn run(config: &Config) -> anyhow::Result<bool> {
-    config.database.check_schema("outhook-check").await?;
-    let pool = config.database.pool("outhook-check", 1, Duration::from_secs(10));
-    let mut connection = pool.acquire().await.context("cannot connect")?;
+    let mut connection = config.database.connect_alone("outhook-check").await?;
     begin_snapshot(&mut connection, Duration::from_secs(config.timeout_sec)).await.context("cannot begin")?;
     ensure!(
         sees_all_sessions(&mut connection).await.context("cannot look at the sessions")?,
@@ -65,12 +66,17 @@ async fn run(config: &Config) -> anyhow::Result<bool> {
     let mut holds = true;
     for invariant in files.into_iter().flat_map(invariants) {
         match check(&mut connection, invariant, bounds).await.context(invariant.sentence)? {
-            None => println!("ok        {}", invariant.sentence),
+            None => print(format_args!("ok        {}", invariant.sentence)),
             Some(violation) => {
                 holds = false;
-                println!("VIOLATED  {violation}");
+                print(format_args!("VIOLATED  {violation}"));
             }
         }
     }
     Ok(holds)
+}
+
+/// A line of the verdict. Whoever reads only some of it, as `head` does, still gets the whole in the status.
+fn print(line: Arguments<'_>) {
+    let _ = writeln!(stdout(), "{line}");
 }

@@ -63,7 +63,7 @@ pub async fn migrate(client: &mut Client) -> anyhow::Result<()> {
 /// under load: it gets in nobody's way for longer than the services can wait.
 ///
 /// # Errors
-/// The database is newer than the runner, differs from it, somebody holds a table for too long, or a
+/// The database's encoding is not UTF8, it is newer than the runner, differs from it, somebody holds a table for too long, or a
 /// statement fails; the failed migration's transaction is rolled back.
 pub async fn migrate_with(client: &mut Client, runner: &Runner) -> anyhow::Result<()> {
     lock(client).await?;
@@ -111,6 +111,7 @@ async fn unlock(client: &Client) {
 }
 
 async fn run(client: &mut Client, runner: &Runner) -> anyhow::Result<()> {
+    require_utf8(client).await?;
     let known = newest_of(runner);
     let found = outbox::database::schema_version(client).await?.unwrap_or(0);
     ensure!(
@@ -119,6 +120,18 @@ async fn run(client: &mut Client, runner: &Runner) -> anyhow::Result<()> {
     );
     apply(client, runner).await.context("cannot migrate the schema")?;
     info!(version = known, "schema is up to date");
+    Ok(())
+}
+
+/// Elsewhere Postgres would take bytes that nobody can read as text, or that it cannot convert for us.
+async fn require_utf8(client: &Client) -> anyhow::Result<()> {
+    let encoding: String =
+        client.query_one("SHOW server_encoding", &[]).await.context("cannot ask for the encoding")?.get(0);
+    ensure!(
+        encoding == "UTF8",
+        "the database has the encoding {encoding}, and Outhook needs UTF8: \
+         make another one by CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0"
+    );
     Ok(())
 }
 

@@ -16,7 +16,7 @@ struct Config {
     #[command(flatten)]
     log: LogConfig,
     /// Also creates the roles of the services that are missing, and gives each exactly the rights it needs
-    /// (docs/security-privileges.md). Wants CREATEROLE the first time; to be repeated with every upgrade.
+    /// (docs/security.md, "Least privilege"). Wants CREATEROLE the first time; to be repeated with every upgrade.
     #[arg(long)]
     roles: bool,
 }
@@ -29,6 +29,7 @@ async fn main() {
 }
 
 async fn run(config: &Config) -> anyhow::Result<()> {
+    config.database.check_session("outhook-migrate").await?;
     let mut client = config.database.connect("outhook-migrate").await?;
     outhook_migrate::migrate(&mut client).await?;
     if config.roles {

@@ -30,7 +30,13 @@ pub struct Batcher<Item, Answer> {
     sender: mpsc::Sender<Entry<Item, Answer>>,
 }
 
-type Entry<Item, Answer> = (Item, oneshot::Sender<Answer>);
+#[derive(Debug)]
+struct Entry<Item, Answer> {
+    item: Item,
+    answer: oneshot::Sender<Answer>,
+    /// Somebody waits for it: its batch starts at once.
+    is_urgent: bool,
+}
 
 /// Where the items wait, and the pace at which they are taken.
 struct Waiting<Item, Answer> {
@@ -105,14 +111,16 @@ where
     /// Hands the item to the next batch, or refuses it at once if too many wait.
     pub async fn try_submit(&self, item: Item) -> Result<Answer, BatchError> {
         let (answer, answered) = oneshot::channel();
-        self.sender.try_send((item, answer)).map_err(|_| BatchError::Full)?;
+        self.sender.try_send(Entry { item, answer, is_urgent: false }).map_err(|_| BatchError::Full)?;
         answered.await.map_err(|_| BatchError::GivenUp)
     }
 
-    /// Hands the item to the next batch; waits for room if too many wait.
-    pub async fn submit(&self, item: Item) -> Result<Answer, BatchError> {
+    /// Hands the item to the next batch; waits for room if too many wait. With an urgent item the batch starts at
+    /// once, whatever its [`Limits::spacing`].
+    pub async fn submit(&self, item: Item, is_urgent: bool) -> Result<Answer, BatchError> {
         let (answer, answered) = oneshot::channel();
-        self.sender.send((item, answer)).await.map_err(|_| BatchError::GivenUp)?;
+        let sent = self.sender.send(Entry { item, answer, is_urgent }).await;
+        sent.map_err(|_| BatchError::GivenUp)?;
         answered.await.map_err(|_| BatchError::GivenUp)
     }
 }
@@ -128,7 +136,7 @@ where
         if entries.is_empty() {
             return;
         }
-        let (items, senders): (Vec<_>, Vec<_>) = entries.into_iter().unzip();
+        let (items, senders): (Vec<_>, Vec<_>) = entries.into_iter().map(|entry| (entry.item, entry.answer)).unzip();
         for (sender, answer) in senders.into_iter().zip(run(items).await) {
             // A sender that went away does not wait for its answer; what was done stays done.
             let _ = sender.send(answer);
@@ -141,7 +149,7 @@ impl<Item, Answer> Waiting<Item, Answer> {
     async fn take(&mut self, limit: usize) -> Vec<Entry<Item, Answer>> {
         let mut entries = Vec::new();
         self.receiver.recv_many(&mut entries, limit).await;
-        while !entries.is_empty() && entries.len() < limit {
+        while !entries.is_empty() && entries.len() < limit && !entries.iter().any(|entry| entry.is_urgent) {
             let room = limit - entries.len();
             let more = timeout_at(self.pace.next(), self.receiver.recv_many(&mut entries, room)).await;
             if matches!(more, Ok(0) | Err(_)) {
@@ -178,13 +186,14 @@ mod tests {
         });
         let first = tokio::spawn({
             let batcher = batcher.clone();
-            async move { batcher.submit(0).await }
+            async move { batcher.submit(0, false).await }
         });
         started.notified().await;
         // join! polls in order: all six wait before the gate opens.
-        let (rest, ()) = tokio::join!(futures_util::future::join_all((1..7).map(|item| batcher.submit(item))), async {
-            gate.add_permits(10);
-        });
+        let (rest, ()) =
+            tokio::join!(futures_util::future::join_all((1..7).map(|item| batcher.submit(item, false))), async {
+                gate.add_permits(10);
+            });
         assert_eq!(first.await.expect("no panic"), Ok(0));
         assert_eq!(rest, [10, 20, 30, 40, 50, 60].map(Ok));
         assert_eq!(*seen.lock().await, [vec![0], vec![1, 2, 3, 4], vec![5, 6]]);
@@ -195,13 +204,14 @@ mod tests {
         let limits = Limits { waiting: 10, batch: 3, concurrent: 2, spacing: Duration::from_hours(1) };
         let batcher = Batcher::start(limits, |items: Vec<u32>| async move { vec![items.len(); items.len()] });
         let submit = |count| {
-            let batch = futures_util::future::join_all((0..count).map(|item| batcher.submit(item)));
+            let batch = futures_util::future::join_all((0..count).map(|item| batcher.submit(item, false)));
             tokio::time::timeout(Duration::from_secs(2), batch)
         };
         assert_eq!(submit(1).await, Ok(vec![Ok(1)]), "the first starts at once");
         assert_eq!(submit(3).await, Ok(vec![Ok(3); 3]), "and so does a full one");
         assert!(submit(2).await.is_err(), "others wait for more");
         assert_eq!(submit(1).await, Ok(vec![Ok(3)]), "which may make it full");
+        assert_eq!(batcher.submit(7, true).await, Ok(1), "an urgent one does not wait");
     }
 
     #[tokio::test]

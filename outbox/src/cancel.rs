@@ -3,10 +3,9 @@
 //! The rule is the SQL function `outhook.cancel`, so that psql and the HTTP API cannot differ. Its message
 //! may be on its way all the same: the claim refuses it, and the worker drops it.
 
-use sqlx::PgPool;
 use uuid::Uuid;
 
-use crate::database::on_connection;
+use crate::database::{Pool, on_connection};
 
 /// What became of the wish to cancel a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +22,7 @@ pub enum Cancellation {
 ///
 /// # Errors
 /// The statement failed, or waited too long for whoever holds the job or its outbox row. It may be repeated.
-pub async fn cancel(pool: &PgPool, job_id: Uuid) -> Result<Cancellation, sqlx::Error> {
+pub async fn cancel(pool: &Pool, job_id: Uuid) -> Result<Cancellation, sqlx::Error> {
     let statement = sqlx::query_scalar!(
         "-- cancel_job
         SELECT outhook.cancel($1)",

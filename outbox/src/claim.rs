@@ -4,14 +4,17 @@
 //! still has it. A message that finds no claim is a duplicate or stale, unless a worker was lost:
 //! [`look_up`] tells.
 
+mod row;
+
 use std::time::Duration;
 
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 use time::OffsetDateTime;
 use url::Url;
 use uuid::Uuid;
 
-use crate::database::on_connection;
+use self::row::{Readable, Row};
+use crate::database::{Pool, is_of_one_row, on_connection};
 use crate::destination_keys;
 use crate::job::Status;
 use crate::kill_point_in;
@@ -31,14 +34,16 @@ pub struct Claimed {
     pub max_attempts: Option<i32>,
     /// Milliseconds for this attempt, if the job has a limit of its own.
     pub timeout_ms: Option<i32>,
-    /// Its key, if its deliveries are in order.
-    pub ordering_key: Option<String>,
+    /// Whether its deliveries are in order.
+    pub ordered: bool,
     /// Where to deliver.
     pub client_url: String,
     /// What to deliver.
     pub payload: String,
     /// Extra request headers, an object of strings.
     pub headers: serde_json::Value,
+    /// The column that cannot be read, if one of these three cannot: it is empty then, and the job cannot be delivered.
+    pub unreadable: Option<&'static str>,
     /// When it was claimed, by the database's clock.
     pub started_at: OffsetDateTime,
     /// When the job was accepted.
@@ -62,22 +67,29 @@ pub struct Lease {
 ///
 /// # Errors
 /// The statement failed. Whether it committed is not known: [`recover_claim`] comes before another try.
-pub async fn claim(
-    pool: &PgPool,
-    messages: &[Message],
-    worker: &str,
-    lease: Lease,
-) -> Result<Vec<Claimed>, sqlx::Error> {
+pub async fn claim(pool: &Pool, messages: &[Message], worker: &str, lease: Lease) -> Result<Vec<Claimed>, sqlx::Error> {
     let job_ids: Vec<Uuid> = messages.iter().map(|message| message.job_id).collect();
     let attempts: Vec<i32> = messages.iter().map(|message| message.attempt).collect();
+    let destinations: Vec<&str> = messages.iter().map(|message| message.destination.as_str()).collect();
+    let limited: Vec<bool> = messages.iter().map(|message| message.limited).collect();
     let statement = sqlx::query_as!(
-        Claimed,
+        Row,
         r#"-- claim_jobs
         WITH free AS MATERIALIZED (
-            SELECT id FROM webhook_jobs JOIN unnest($1::uuid[], $2::integer[]) AS message (job_id, attempt)
+            SELECT id FROM webhook_jobs
+            JOIN unnest($1::uuid[], $2::integer[], $6::text[], $7::boolean[]) AS message (job_id, attempt, destination, limited)
                 -- The guard: of any number of equal or stale messages, one finds the job like this.
                 ON id = job_id AND status = 'pending' AND webhook_jobs.attempt = message.attempt
             WHERE id = ANY($1)
+              -- Its receiver asked for a pause. While nobody has, the jobs pay nothing for it. Looked up by its key for
+              -- each: for NOT EXISTS, Postgres may make a list of all that there are, in each statement.
+              AND CASE WHEN EXISTS (SELECT FROM url_pauses) THEN coalesce(
+                      (SELECT until FROM url_pauses WHERE url = outhook.url_without_query(client_url)) <= now(), true)
+                  ELSE true END
+              -- Its destination got a limit after it was published: it comes again, and needs a slot then.
+              AND CASE WHEN EXISTS (SELECT FROM destinations WHERE rate_limit IS NOT NULL) THEN message.limited OR (
+                      SELECT rate_limit FROM destinations WHERE destinations.destination = message.destination) IS NULL
+                  ELSE true END
             -- A row that somebody holds must not stop the others; it is refused, and comes again.
             FOR UPDATE OF webhook_jobs SKIP LOCKED
         )
@@ -86,8 +98,11 @@ pub async fn claim(
             lease_until = now() + make_interval(secs => coalesce(job.timeout_ms / 1000.0::float8, $4) + $5)
         FROM free
         WHERE job.id = ANY($1) AND job.id = free.id
-        RETURNING job.id AS job_id, job.attempt, job.retry_count, job.max_attempts, job.timeout_ms, job.ordering_key,
-                  job.client_url, job.payload, job.headers, job.updated_at AS started_at, job.created_at, job.sealed_key,
+        RETURNING job.id AS job_id, job.attempt, job.retry_count, job.max_attempts, job.timeout_ms,
+                  job.ordering_key IS NOT NULL AS "ordered!",
+                  job.client_url AS "client_url: Readable<String>", job.payload AS "payload: Readable<String>",
+                  job.headers AS "headers: Readable<serde_json::Value>",
+                  job.updated_at AS started_at, job.created_at, job.sealed_key,
                   -- Asked once a statement: while there are no keys at all, the jobs pay nothing for them.
                   CASE WHEN job.sealed_key IS NULL AND EXISTS (SELECT FROM destination_keys) THEN '{}'::bytea[] END
                       AS destination_keys"#,
@@ -96,6 +111,8 @@ pub async fn claim(
         worker,
         lease.timeout.as_secs_f64(),
         lease.margin.as_secs_f64(),
+        &destinations as _,
+        &limited,
     );
     on_connection(pool, async |connection| {
         let claimed = kill_point_in!("worker.in_claim", statement.fetch_all(&mut *connection)).await?;
@@ -110,20 +127,29 @@ pub async fn claim(
 /// # Errors
 /// The statement failed; it may be repeated.
 pub async fn recover_claim(
-    pool: &PgPool,
+    pool: &Pool,
     messages: &[Message],
     worker: &str,
     lease: Lease,
 ) -> Result<Vec<Claimed>, sqlx::Error> {
     let job_ids: Vec<Uuid> = messages.iter().map(|message| message.job_id).collect();
     let statement = sqlx::query_as!(
-        Claimed,
+        Row,
         r#"-- recover_claim
+        WITH free AS MATERIALIZED (
+            SELECT id FROM webhook_jobs WHERE id = ANY($1) AND status = 'processing' AND claimed_by = $2
+            -- What somebody holds is refused, and found when its lease has ended.
+            FOR UPDATE SKIP LOCKED
+        )
         UPDATE webhook_jobs AS job SET updated_at = now(),
             lease_until = now() + make_interval(secs => coalesce(job.timeout_ms / 1000.0::float8, $3) + $4)
-        WHERE id = ANY($1) AND status = 'processing' AND claimed_by = $2
-        RETURNING job.id AS job_id, job.attempt, job.retry_count, job.max_attempts, job.timeout_ms, job.ordering_key,
-                  job.client_url, job.payload, job.headers, job.updated_at AS started_at, job.created_at, job.sealed_key,
+        FROM free
+        WHERE job.id = ANY($1) AND job.id = free.id
+        RETURNING job.id AS job_id, job.attempt, job.retry_count, job.max_attempts, job.timeout_ms,
+                  job.ordering_key IS NOT NULL AS "ordered!",
+                  job.client_url AS "client_url: Readable<String>", job.payload AS "payload: Readable<String>",
+                  job.headers AS "headers: Readable<serde_json::Value>",
+                  job.updated_at AS started_at, job.created_at, job.sealed_key,
                   -- Asked once a statement: while there are no keys at all, the jobs pay nothing for them.
                   CASE WHEN job.sealed_key IS NULL AND EXISTS (SELECT FROM destination_keys) THEN '{}'::bytea[] END
                       AS destination_keys"#,
@@ -142,16 +168,20 @@ pub async fn recover_claim(
 /// Reads the keys of the jobs' destinations where the claim says that there may be some: one more statement for
 /// the batch, and none without keys. Read after every claim and kept nowhere, so that a key signs, and a removed
 /// one does not, from its commit on. If this fails, the claim is recovered by its name.
-async fn add_destination_keys(
-    connection: &mut PgConnection,
-    mut claimed: Vec<Claimed>,
-) -> Result<Vec<Claimed>, sqlx::Error> {
+async fn add_destination_keys(connection: &mut PgConnection, rows: Vec<Row>) -> Result<Vec<Claimed>, sqlx::Error> {
+    let mut claimed: Vec<Claimed> = rows.into_iter().map(Claimed::from).collect();
     let may_have_keys = |job: &&Claimed| job.destination_keys.is_some();
     let destinations: Vec<String> = claimed.iter().filter(may_have_keys).filter_map(destination_of).collect();
     if destinations.is_empty() {
         return Ok(claimed);
     }
-    let keys = destination_keys::signing_now(connection, &destinations).await?;
+    let keys = match destination_keys::signing_now(connection, &destinations).await {
+        // The jobs are claimed already: a key that is damaged is no reason to claim them once more.
+        Err(error) if is_of_one_row(&error) => {
+            return Err(sqlx::Error::Protocol(format!("cannot read the destinations' keys: {error}")));
+        }
+        keys => keys?,
+    };
     for job in claimed.iter_mut().filter(|job| job.destination_keys.is_some()) {
         job.destination_keys = destination_of(job).and_then(|destination| keys.get(&destination).cloned());
     }
@@ -176,25 +206,30 @@ pub struct Standing {
     pub retry_count: i32,
     /// Attempts in all, if the job has a limit of its own.
     pub max_attempts: Option<i32>,
-    /// Its key, if its deliveries are in order.
-    pub ordering_key: Option<String>,
+    /// Whether its deliveries are in order.
+    pub ordered: bool,
     /// Who holds or held the lease; empty unless processing.
     pub claimed_by: String,
     /// While processing, when it was claimed.
     pub started_at: OffsetDateTime,
     /// Whether the lease ended without a record: its worker is lost.
     pub lease_expired: bool,
+    /// For how long its URL is still to be left alone, if its receiver asked for that.
+    pub paused_for: Option<Duration>,
 }
 
-/// Looks up the jobs of messages that found no claim.
+/// Looks up the jobs of messages that found no claim. Waits for nobody's locks.
 ///
 /// # Errors
 /// The database cannot be asked.
-pub async fn look_up(pool: &PgPool, job_ids: &[Uuid]) -> Result<Vec<Standing>, sqlx::Error> {
+pub async fn look_up(pool: &Pool, job_ids: &[Uuid]) -> Result<Vec<Standing>, sqlx::Error> {
     let statement = sqlx::query!(
         r#"-- look_up_refused
-        SELECT id, status, attempt, retry_count, max_attempts, ordering_key, coalesce(claimed_by, '') AS "claimed_by!", updated_at,
-               coalesce(lease_until <= now(), false) AS "lease_expired!"
+        SELECT id, status, attempt, retry_count, max_attempts, ordering_key IS NOT NULL AS "ordered!",
+               coalesce(claimed_by, '') AS "claimed_by!", updated_at,
+               coalesce(lease_until <= now(), false) AS "lease_expired!",
+               (SELECT extract(epoch FROM until - now())::float8 FROM url_pauses
+                WHERE url = outhook.url_without_query(client_url) AND until > now()) AS paused_for
         FROM webhook_jobs WHERE id = ANY($1)"#,
         job_ids
     );
@@ -205,42 +240,86 @@ pub async fn look_up(pool: &PgPool, job_ids: &[Uuid]) -> Result<Vec<Standing>, s
         attempt: row.attempt,
         retry_count: row.retry_count,
         max_attempts: row.max_attempts,
-        ordering_key: row.ordering_key,
+        ordered: row.ordered,
         claimed_by: row.claimed_by,
         started_at: row.updated_at,
         lease_expired: row.lease_expired,
+        paused_for: row.paused_for.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default()),
     });
     Ok(standings.collect())
 }
 
-/// Sets the alarms of leased jobs to the end of their leases, instead of the far republish interval: if
-/// the holder is lost, the relay finds out then. Those of jobs that are free but were locked ring in a
-/// second. The caller acks its messages and is free.
+/// Puts the rows of these messages on the list of those that a relay makes due again as soon as nobody holds them, or
+/// at the end of their jobs' leases. Only inserts, so it waits for nobody; after it the messages may be dropped.
 ///
 /// # Errors
 /// The database cannot be asked.
-pub async fn ring_later(pool: &PgPool, job_ids: &[Uuid]) -> Result<(), sqlx::Error> {
+pub async fn check_again<'a>(pool: &Pool, messages: impl IntoIterator<Item = &'a Message>) -> Result<(), sqlx::Error> {
+    let (rows, attempts): (Vec<i64>, Vec<i32>) =
+        messages.into_iter().map(|message| (message.outbox_id, message.attempt)).unzip();
     let statement = sqlx::query!(
-        "-- ring_later
-        -- A message may come before the relay has recorded it. So the rows are locked first, which waits for
-        -- that, and judged by what they are then: a condition on the row itself would judge the old version,
-        -- not yet published, and leave it to ring at the republish interval.
-        WITH job AS MATERIALIZED (
-            SELECT outbox_id, status, attempt, lease_until FROM webhook_jobs WHERE id = ANY($1)
-        ), alarm AS MATERIALIZED (
-            SELECT id, attempt, published_at FROM outbox
-            WHERE id = ANY(ARRAY(SELECT outbox_id FROM job))
-            ORDER BY id
-            FOR UPDATE
-        )
-        UPDATE outbox SET due_at = coalesce(job.lease_until, now() + interval '1 second')
-        FROM alarm JOIN job ON job.outbox_id = alarm.id
-        WHERE outbox.id = ANY(ARRAY(SELECT id FROM alarm)) AND outbox.id = alarm.id
-          AND alarm.published_at IS NOT NULL
-          -- Not an alarm that was re-armed for the next attempt meanwhile.
-          AND alarm.attempt = CASE job.status WHEN 'processing' THEN job.attempt - 1 WHEN 'pending' THEN job.attempt END",
-        job_ids
+        "-- check_again
+        INSERT INTO outbox_checks (outbox_id, attempt) SELECT * FROM unnest($1::bigint[], $2::integer[])",
+        &rows,
+        &attempts
     );
-    on_connection(pool, async |connection| statement.execute(connection).await).await?;
-    Ok(())
+    on_connection(pool, async |connection| statement.execute(connection).await).await.map(drop)
+}
+
+/// Gives messages that were not claimed back to the outbox: their rows are due after these waits, as if they had not
+/// been published. Returns the rows; the others are held by somebody or no longer free to be attempted, and nothing
+/// was changed about them.
+///
+/// # Errors
+/// The database cannot be asked.
+pub async fn postpone(pool: &Pool, messages: &[(&Message, Duration)]) -> Result<Vec<i64>, sqlx::Error> {
+    let rows: Vec<i64> = messages.iter().map(|(message, _)| message.outbox_id).collect();
+    let job_ids: Vec<Uuid> = messages.iter().map(|(message, _)| message.job_id).collect();
+    let attempts: Vec<i32> = messages.iter().map(|(message, _)| message.attempt).collect();
+    let waits: Vec<f64> = messages.iter().map(|(_, wait)| wait.as_secs_f64()).collect();
+    let statement = sqlx::query_scalar!(
+        "-- postpone
+        WITH free AS MATERIALIZED (
+            SELECT outbox.id, message.wait
+            FROM unnest($1::bigint[], $2::uuid[], $3::integer[], $4::float8[]) AS message (outbox_id, job_id, attempt, wait)
+            JOIN webhook_jobs AS job
+                ON job.id = ANY($2) AND job.id = message.job_id AND job.status = 'pending' AND job.attempt = message.attempt
+            JOIN outbox ON outbox.id = ANY($1) AND outbox.id = message.outbox_id AND outbox.attempt = message.attempt
+            WHERE coalesce(outbox.waits_for, '') = ''
+            FOR UPDATE OF outbox, job SKIP LOCKED
+        )
+        UPDATE outbox SET published_at = NULL, due_at = now() + make_interval(secs => free.wait)
+        FROM free WHERE outbox.id = ANY($1) AND outbox.id = free.id
+        RETURNING outbox.id",
+        &rows,
+        &job_ids,
+        &attempts,
+        &waits,
+    );
+    on_connection(pool, async |connection| statement.fetch_all(connection).await).await
+}
+
+/// Gives messages back to the outbox whose jobs Postgres cannot read: their rows are due after this wait, and nothing
+/// about the jobs is asked for. Should one be at its end or with a worker, its next message finds that out.
+///
+/// # Errors
+/// The database cannot be asked.
+pub async fn postpone_unread(pool: &Pool, messages: &[Message], wait: Duration) -> Result<(), sqlx::Error> {
+    let (rows, attempts): (Vec<i64>, Vec<i32>) =
+        messages.iter().map(|message| (message.outbox_id, message.attempt)).unzip();
+    let statement = sqlx::query!(
+        "-- postpone_unread
+        WITH free AS MATERIALIZED (
+            SELECT outbox.id FROM unnest($1::bigint[], $2::integer[]) AS message (outbox_id, attempt)
+            JOIN outbox ON outbox.id = ANY($1) AND outbox.id = message.outbox_id AND outbox.attempt = message.attempt
+            WHERE coalesce(outbox.waits_for, '') = ''
+            FOR UPDATE OF outbox SKIP LOCKED
+        )
+        UPDATE outbox SET published_at = NULL, due_at = now() + make_interval(secs => $3)
+        FROM free WHERE outbox.id = ANY($1) AND outbox.id = free.id",
+        &rows,
+        &attempts,
+        wait.as_secs_f64(),
+    );
+    on_connection(pool, async |connection| statement.execute(connection).await).await.map(drop)
 }

@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use sqlx::{Connection, PgConnection, PgPool};
+use sqlx::{Connection, PgConnection};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::database::on_connection;
+use crate::database::{Pool, on_connection};
 use crate::signing_key::Scheme;
 
 /// Keys of one destination that sign side by side: receivers bound the signatures that they look at.
@@ -48,7 +48,7 @@ pub struct StoredKey {
 ///
 /// # Errors
 /// The statement failed.
-pub async fn set(pool: &PgPool, key: &NewKey) -> Result<bool, sqlx::Error> {
+pub async fn set(pool: &Pool, key: &NewKey) -> Result<bool, sqlx::Error> {
     on_connection(pool, async |connection| {
         let mut transaction = connection.begin().await?;
         // One writer at a time, so that the count holds and no earlier key is overlooked; claims only read.
@@ -95,7 +95,7 @@ pub async fn set(pool: &PgPool, key: &NewKey) -> Result<bool, sqlx::Error> {
 ///
 /// # Errors
 /// The database cannot be asked.
-pub async fn list(pool: &PgPool, destination: &str) -> Result<Vec<StoredKey>, sqlx::Error> {
+pub async fn list(pool: &Pool, destination: &str) -> Result<Vec<StoredKey>, sqlx::Error> {
     let statement = sqlx::query_as!(
         StoredKey,
         "-- list_signing_keys
@@ -111,7 +111,7 @@ pub async fn list(pool: &PgPool, destination: &str) -> Result<Vec<StoredKey>, sq
 ///
 /// # Errors
 /// The statement failed; it may be repeated.
-pub async fn remove(pool: &PgPool, id: Uuid) -> Result<Option<String>, sqlx::Error> {
+pub async fn remove(pool: &Pool, id: Uuid) -> Result<Option<String>, sqlx::Error> {
     let statement = sqlx::query_scalar!(
         "-- remove_signing_key
         DELETE FROM destination_keys WHERE id = $1 RETURNING scheme",

@@ -1,41 +1,80 @@
 //! How a process meets its environment: configuration at its start, one sentence at a bad end.
 
+mod secrets;
+
+use std::env::args_os;
+use std::error::Error;
+use std::ffi::OsString;
 use std::fmt::Display;
 use std::process::exit;
 
 use clap::Parser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
+use self::secrets::Unreadable;
+use crate::telemetry::{flush_logs, say};
+
 /// Reads a process's configuration. On a wrong or missing value it prints one sentence that names the
 /// variable, and exits with status 2. The value itself is never printed: it may be a secret.
 #[must_use]
 pub fn read<Config: Parser>() -> Config {
-    Config::try_parse().unwrap_or_else(|error| {
-        if !error.use_stderr() {
-            error.exit(); // --help and --version
-        }
-        eprintln!("{}: {}", Config::command().get_name(), sentence(&error));
-        exit(2)
+    parse().unwrap_or_else(|error| match error {
+        Unreadable::Other(shown) if !shown.use_stderr() => shown.exit(), // --help and --version
+        error => refuse::<Config>(said(&error)),
     })
+}
+
+/// Reads it once more: a process keeps its variables, but what stands in files may have changed.
+///
+/// # Errors
+/// A sentence, as that of [`read`].
+pub fn read_again<Config: Parser>() -> Result<Config, String> {
+    parse().map_err(|error| said(&error))
+}
+
+fn parse<Config: Parser>() -> Result<Config, Unreadable> {
+    let command = secrets::with_files(Config::command());
+    let mut arguments: Vec<OsString> = args_os().collect();
+    arguments.extend(secrets::arguments(&command, &arguments)?);
+    Ok(Config::from_arg_matches(&command.try_get_matches_from(arguments)?)?)
+}
+
+fn said(error: &Unreadable) -> String {
+    match error {
+        Unreadable::Other(error) => sentence(error),
+        error => error.to_string(),
+    }
 }
 
 /// Ends the process as [`read`] does, for values that are wrong only together.
 pub fn refuse<Config: Parser>(error: impl Display) -> ! {
-    eprintln!("{}: {error}", Config::command().get_name());
+    say(format_args!("{}: {error}", Config::command().get_name()));
     exit(2)
 }
 
 /// Ends the process: with status 0, or with 1 after a sentence that says what went wrong.
 ///
 /// At once: what its owner did not wait for, such as a name that is being resolved, must not hold it up.
-pub fn end<Config: Parser>(outcome: Result<(), impl Display>) -> ! {
+pub fn end<Config: Parser>(outcome: Result<(), impl AsRef<dyn Error>>) -> ! {
     match outcome {
-        Ok(()) => exit(0),
+        Ok(()) => {
+            flush_logs();
+            exit(0)
+        }
         Err(error) => {
-            eprintln!("{}: {error:#}", Config::command().get_name());
+            say(format_args!("{}: {}", Config::command().get_name(), with_causes(error.as_ref())));
             exit(1)
         }
     }
+}
+
+/// What went wrong with all that led to it, each said once: libraries often put a cause's text into their own.
+#[must_use]
+pub fn with_causes(error: &dyn Error) -> String {
+    let causes = std::iter::successors(error.source(), |&cause| cause.source());
+    causes
+        .map(ToString::to_string)
+        .fold(error.to_string(), |said, cause| if said.contains(&cause) { said } else { format!("{said}: {cause}") })
 }
 
 /// What is wrong, in one sentence and without the value.
@@ -47,7 +86,7 @@ fn sentence(error: &clap::Error) -> String {
         }
         _ => String::new(),
     };
-    let cause = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
+    let cause = error.source().map(ToString::to_string).unwrap_or_default();
     match error.kind() {
         ErrorKind::MissingRequiredArgument => format!("{argument} is not set; see --help"),
         ErrorKind::UnknownArgument => format!("unknown argument {argument}; see --help"),
@@ -70,6 +109,16 @@ mod tests {
     use clap::{Parser, ValueEnum};
 
     use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("cannot migrate: {0}")]
+    struct Outer(#[source] std::num::ParseIntError);
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let cause = "x".parse::<u8>().expect_err("it is no number");
+        assert_eq!(with_causes(&Outer(cause)), "cannot migrate: invalid digit found in string");
+    }
 
     #[derive(Clone, ValueEnum)]
     enum Format {

@@ -2,8 +2,8 @@
 //! thin messages that travel through RabbitMQ.
 //!
 //! The modules stand in the order of a webhook's way: accepted by the api ([`enqueue`]), found due by
-//! the relay ([`due`]) unless its [`destination`] is sick or its turn in an [`ordering`] has not come, carried as a [`message`] over the [`topology`], claimed by a worker ([`claim`])
-//! and settled ([`settle`]), perhaps to be [`retry`]-ed, unless its owner withdraws it ([`cancel`]). The
+//! the relay ([`due`]) unless its [`destination`] is sick or its turn in an [`ordering`] has not come, carried as a
+//! [`message`] over the [`topology`], claimed by a worker ([`claim`]) and settled ([`settle`]), perhaps to be [`retry`]-ed, unless its owner withdraws it ([`cancel`]). The
 //! rest is what every process needs.
 
 pub mod cancel;
@@ -13,8 +13,10 @@ pub mod destination_keys;
 pub mod due;
 pub mod enqueue;
 pub mod headers;
+pub mod installation;
 pub mod job;
 pub mod message;
+pub mod missing;
 pub mod ordering;
 pub mod retry;
 pub mod secret;
@@ -22,6 +24,7 @@ pub mod settle;
 pub mod signing_key;
 pub mod target;
 pub mod topology;
+pub mod trace;
 
 pub mod backoff;
 pub mod batch;
@@ -31,6 +34,8 @@ pub mod env;
 #[cfg(feature = "kill-points")]
 pub mod kill_point;
 pub mod notify;
+pub mod pem;
+pub mod reload;
 pub mod shutdown;
 pub mod telemetry;
 

@@ -20,19 +20,47 @@ pub struct Message {
     /// W3C trace context of the accepting request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
+    /// The installation of Outhook that the job is of; none in a message of an older build.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub installation: Option<Uuid>,
     /// Where the job goes, as [`crate::target::destination`] has it; empty in a message of an older build.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub destination: String,
     /// Set free from a hold of its destination: it is not to be held again for what was known before.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub released: bool,
+    /// Its destination has a limit of webhooks a second: it needs a slot before it may go.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub limited: bool,
+    /// Length of the job's payload, if it is long enough to matter ([`LARGE_PAYLOAD`]).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub payload_bytes: u32,
+}
+
+/// Payloads of fewer bytes are not counted: as many as a worker has slots are small change.
+pub const LARGE_PAYLOAD: u32 = 65_536;
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it like this")]
+const fn is_zero(bytes: &u32) -> bool {
+    *bytes == 0
 }
 
 impl Message {
     /// A message of this build's version.
     #[must_use]
     pub const fn new(job_id: Uuid, attempt: i32, outbox_id: i64, traceparent: Option<String>) -> Self {
-        Self { version: VERSION, job_id, attempt, outbox_id, traceparent, destination: String::new(), released: false }
+        Self {
+            version: VERSION,
+            job_id,
+            attempt,
+            outbox_id,
+            traceparent,
+            installation: None,
+            destination: String::new(),
+            released: false,
+            limited: false,
+            payload_bytes: 0,
+        }
     }
 
     /// The same, and where its job goes.

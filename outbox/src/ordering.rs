@@ -1,122 +1,59 @@
-//! Deliveries in order: jobs of one ordering key go one after the other, a retry holding the next ones back.
+//! Deliveries in order: jobs of one key and destination go one after the other, a retry holding the next ones back.
 //!
-//! The relay publishes a row that has a key only if its turn has come, and otherwise makes it wait for that;
-//! whoever finishes a job makes the next one of its key due. Both hold the key's lock meanwhile, so that the
-//! one sees what the other did: without it a row could be made to wait for a job that has just finished.
-//! Accepting takes no lock: a caller's own long transaction holds nobody up.
+//! A row with a key waits until it is given its turn, and keeps that until it is deleted. Only the relays give turns,
+//! by [`give_turns`]; an index of the database lets one row of a key have it. Whoever inserts a row that waits, or deletes
+//! one that has its turn, leaves a line in `ordering_checks` with it (a trigger does; [`line_up`] does it by itself), and
+//! looks at no other row: so nobody waits for anybody, and whatever is killed, the line is there. A turn is committed before its row is published,
+//! so it is known also to the successor of a relay that was killed in between.
 
-use std::collections::{BTreeSet, HashMap};
-use std::time::Duration;
-
-use sqlx::PgConnection;
 use tokio_postgres::{Error, GenericClient};
 
-use crate::due::DueRow;
-use crate::job::Status;
-use crate::settle::Settlement;
+use crate::due::{DueRow, Statements};
 
-/// Which rows with a key may be published now.
-#[derive(Debug, Default)]
-pub struct Turns {
-    /// Rows whose turn has not come; the end of an earlier job makes them due.
-    pub waiting: Vec<i64>,
-    /// Rows whose key somebody else has locked: to be looked at again in a moment.
-    pub busy: Vec<i64>,
+pub(crate) const GIVE_TURNS: &str = "-- give_turns
+    SELECT given, busy, lines, last_id FROM outhook.give_turns($1, $2)";
+
+/// What a look at the keys came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Given {
+    /// Rows that have their turn now.
+    pub rows: i32,
+    /// Keys whose first row somebody holds.
+    pub busy: i32,
+    /// Lines that were gone through.
+    pub lines: i32,
+    /// Where to go on.
+    pub last_id: i64,
 }
 
-/// Judges those of the rows that have a key and were never published. The rows must be locked. Their keys are locked
-/// here until the end of the transaction, unless somebody has done so before: waiting for that could be waiting for
-/// each other.
+/// Gives turns to the keys of up to `limit` lines of `ordering_checks` from `from_id` on.
 ///
 /// # Errors
 /// The database cannot be asked.
-pub async fn take_turns(transaction: &impl GenericClient, rows: &[DueRow]) -> Result<Turns, Error> {
-    let mut turns = Turns::default();
-    let keyed: Vec<&DueRow> = rows.iter().filter(|row| row.ordering_key.is_some()).collect();
-    if keyed.is_empty() {
-        return Ok(turns);
+pub async fn give_turns(
+    client: &impl GenericClient,
+    statements: &Statements,
+    from_id: i64,
+    limit: i32,
+) -> Result<Given, Error> {
+    let row = client.query_one(&statements.give_turns, &[&from_id, &limit]).await?;
+    Ok(Given { rows: row.get("given"), busy: row.get("busy"), lines: row.get("lines"), last_id: row.get("last_id") })
+}
+
+/// Lets rows wait for their turn whose scheduled time has come. Returns the others.
+///
+/// # Errors
+/// The database cannot be asked.
+pub async fn line_up(transaction: &impl GenericClient, rows: Vec<DueRow>) -> Result<Vec<DueRow>, Error> {
+    let (early, ready): (Vec<DueRow>, Vec<DueRow>) = rows.into_iter().partition(|row| row.has_no_turn);
+    if !early.is_empty() {
+        let ids: Vec<i64> = early.iter().map(DueRow::id).collect();
+        let statement = "-- wait_for_turn
+            WITH waiting AS (
+                UPDATE outbox SET waits_for = 'order' WHERE id = ANY($1) RETURNING destination, ordering_key
+            )
+            INSERT INTO ordering_checks (destination, ordering_key) SELECT DISTINCT * FROM waiting";
+        transaction.execute(statement, &[&ids]).await?;
     }
-    let keys: BTreeSet<&str> = keyed.iter().filter_map(|row| row.ordering_key.as_deref()).collect();
-    let locked = lock_free(transaction, keys.into_iter().collect()).await?;
-    let (mine, busy): (Vec<&DueRow>, Vec<&DueRow>) =
-        keyed.into_iter().partition(|row| row.ordering_key.as_ref().is_some_and(|key| locked[key]));
-    turns.busy = busy.into_iter().map(DueRow::id).collect();
-    let ids: Vec<i64> = mine.into_iter().map(DueRow::id).collect();
-    // A statement of its own, after the locks: the snapshot of an earlier one may not know what was finished.
-    let waiting = transaction
-        .query(
-            "-- find_those_before
-            SELECT id FROM outbox AS mine
-            WHERE id = ANY($1) AND attempt = 0 AND published_at IS NULL AND EXISTS (
-                SELECT FROM outbox AS other
-                WHERE other.ordering_key = mine.ordering_key AND other.id <> mine.id
-                  -- An earlier one, or one that has begun although it is later: their transactions committed
-                  -- in another order than they got their numbers.
-                  AND (other.id < mine.id OR other.attempt > 0 OR other.published_at IS NOT NULL))",
-            &[&ids],
-        )
-        .await?;
-    turns.waiting = waiting.iter().map(|row| row.get("id")).collect();
-    Ok(turns)
-}
-
-async fn lock_free(transaction: &impl GenericClient, keys: Vec<&str>) -> Result<HashMap<String, bool>, Error> {
-    let rows = transaction
-        .query(
-            "-- try_ordering_locks
-            SELECT key, pg_try_advisory_xact_lock(outhook.ordering_lock(key)) AS locked FROM unnest($1::text[]) AS key",
-            &[&keys],
-        )
-        .await?;
-    Ok(rows.iter().map(|row| (row.get("key"), row.get("locked"))).collect())
-}
-
-/// Leaves rows until their turn comes, which makes them due; should that get lost, until `look_again`.
-///
-/// # Errors
-/// The database cannot be asked.
-pub async fn wait_for_turn(transaction: &impl GenericClient, ids: &[i64], look_again: Duration) -> Result<(), Error> {
-    transaction
-        .execute(
-            "-- wait_for_turn
-            UPDATE outbox SET waits_for = 'order', due_at = statement_timestamp() + make_interval(secs => $2)
-            WHERE id = ANY($1)",
-            &[&ids, &look_again.as_secs_f64()],
-        )
-        .await?;
-    Ok(())
-}
-
-/// The keys of the jobs that end with these settlements.
-pub(crate) fn finished_keys(settlements: &[Settlement]) -> Vec<String> {
-    let finished = settlements.iter().filter(|settlement| settlement.status != Status::Pending);
-    let keys: BTreeSet<&String> = finished.filter_map(|settlement| settlement.ordering_key.as_ref()).collect();
-    keys.into_iter().cloned().collect()
-}
-
-/// Waits for the keys' locks, in the order that everybody takes them in.
-pub(crate) async fn lock(connection: &mut PgConnection, keys: &[String]) -> Result<(), sqlx::Error> {
-    sqlx::query!(
-        "-- take_ordering_locks
-        SELECT pg_advisory_xact_lock(lock)
-        FROM (SELECT DISTINCT outhook.ordering_lock(key) AS lock FROM unnest($1::text[]) AS key ORDER BY 1) AS locks",
-        keys
-    )
-    .fetch_all(connection)
-    .await?;
-    Ok(())
-}
-
-/// Makes the next job of each key due, in the caller's transaction.
-pub(crate) async fn release_next(connection: &mut PgConnection, keys: &[String]) -> Result<(), sqlx::Error> {
-    // It looks each key up, unlike what else this connection does: crate::database::JOIN_BY_HASH.
-    sqlx::query("SET LOCAL enable_nestloop = on").execute(&mut *connection).await?;
-    sqlx::query!(
-        "-- release_next
-        SELECT outhook.release_next($1)",
-        keys
-    )
-    .fetch_all(connection)
-    .await?;
-    Ok(())
+    Ok(ready)
 }

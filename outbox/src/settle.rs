@@ -5,13 +5,13 @@
 
 use std::time::Duration;
 
-use sqlx::{Acquire, PgConnection, PgPool};
+use sqlx::{Acquire, PgConnection};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::database::on_connection;
+use crate::database::{Pool, on_connection};
 use crate::job::{Outcome, Status};
-use crate::{kill_point_in, ordering};
+use crate::kill_point_in;
 
 /// What became of an attempt, to be recorded.
 #[derive(Clone, Debug)]
@@ -24,8 +24,10 @@ pub struct Settlement {
     pub status: Status,
     /// Wait before the next attempt; of no meaning unless `status` is pending.
     pub retry_in: Duration,
-    /// The job's key, if its deliveries are in order.
-    pub ordering_key: Option<String>,
+    /// Whether others wait for the job's end: its deliveries are in order.
+    pub ordered: bool,
+    /// Whether it is written on behalf of a lost worker: only if the lease has ended, as it is then.
+    pub taken_over: bool,
     /// Who made the attempt.
     pub worker: String,
     /// When it was claimed, by the database's clock.
@@ -54,28 +56,66 @@ pub struct Settled {
     pub alarm_found: bool,
 }
 
-/// Writes a batch of settlements in one transaction. Returns those whose attempt still held its job; the
-/// others changed nothing.
+/// Writes a batch of settlements in one statement. Returns those whose attempt still held its job; the others
+/// changed nothing.
 ///
 /// # Errors
-/// The statement failed. The same batch may be settled again: what was written is refused the second time.
-pub async fn settle(pool: &PgPool, settlements: &[Settlement]) -> Result<Vec<Settled>, sqlx::Error> {
+/// The statement failed, perhaps because somebody holds one of the rows for longer than this connection waits: then
+/// [`settle_free`] writes the others. The same batch may be settled again: what was written is refused the second
+/// time.
+pub async fn settle(pool: &Pool, settlements: &[Settlement]) -> Result<Vec<Settled>, sqlx::Error> {
+    let all: Vec<&Settlement> = settlements.iter().collect();
+    on_connection(pool, async |connection| kill_point_in!("worker.in_settle", write(connection, &all)).await).await
+}
+
+/// What [`settle_free`] did.
+#[derive(Clone, Debug, Default)]
+pub struct SettledFree {
+    /// As of [`settle`].
+    pub settled: Vec<Settled>,
+    /// Jobs that somebody else holds, or whose outbox row: nothing was written for these.
+    pub held: Vec<Uuid>,
+}
+
+/// Writes those of the settlements whose rows nobody else holds, and waits for none of them.
+///
+/// # Errors
+/// As [`settle`].
+pub async fn settle_free(pool: &Pool, settlements: &[Settlement]) -> Result<SettledFree, sqlx::Error> {
     on_connection(pool, async |connection| {
-        let keys = ordering::finished_keys(settlements);
-        if keys.is_empty() {
-            return kill_point_in!("worker.in_settle", write(connection, settlements)).await;
-        }
         let mut transaction = connection.begin().await?;
-        ordering::lock(&mut transaction, &keys).await?;
-        let settled = write(&mut transaction, settlements).await?;
-        ordering::release_next(&mut transaction, &keys).await?;
-        kill_point_in!("worker.in_ordered_settle", transaction.commit()).await?;
-        Ok(settled)
+        let held = lock_free(&mut transaction, settlements).await?;
+        let free: Vec<&Settlement> = settlements.iter().filter(|it| !held.contains(&it.job_id)).collect();
+        let settled = write(&mut transaction, &free).await?;
+        transaction.commit().await?;
+        Ok(SettledFree { settled, held })
     })
     .await
 }
 
-async fn write(connection: &mut PgConnection, settlements: &[Settlement]) -> Result<Vec<Settled>, sqlx::Error> {
+/// Locks what is free, and returns the jobs that are not.
+async fn lock_free(connection: &mut PgConnection, settlements: &[Settlement]) -> Result<Vec<Uuid>, sqlx::Error> {
+    let job_ids: Vec<Uuid> = settlements.iter().map(|it| it.job_id).collect();
+    sqlx::query_scalar!(
+        "-- lock_for_settlement
+        WITH job AS MATERIALIZED (
+            SELECT id, outbox_id FROM webhook_jobs WHERE id = ANY($1) FOR UPDATE SKIP LOCKED
+        ), alarm AS MATERIALIZED (
+            SELECT id FROM outbox WHERE id = ANY(ARRAY(SELECT outbox_id FROM job)) FOR UPDATE SKIP LOCKED
+        ), held_alarm AS MATERIALIZED (
+            SELECT id FROM outbox
+            WHERE id = ANY(ARRAY(SELECT outbox_id FROM job)) AND id NOT IN (SELECT id FROM alarm)
+        )
+        SELECT id FROM webhook_jobs
+        WHERE id = ANY($1)
+          AND id NOT IN (SELECT id FROM job WHERE outbox_id NOT IN (SELECT id FROM held_alarm))",
+        &job_ids
+    )
+    .fetch_all(connection)
+    .await
+}
+
+async fn write(connection: &mut PgConnection, settlements: &[&Settlement]) -> Result<Vec<Settled>, sqlx::Error> {
     let job_ids: Vec<Uuid> = settlements.iter().map(|it| it.job_id).collect();
     let attempts: Vec<i32> = settlements.iter().map(|it| it.attempt).collect();
     let statuses: Vec<&str> = settlements.iter().map(|it| it.status.as_str()).collect();
@@ -87,14 +127,15 @@ async fn write(connection: &mut PgConnection, settlements: &[Settlement]) -> Res
     let outcomes: Vec<&str> = settlements.iter().map(|it| it.outcome.as_str()).collect();
     let errors: Vec<&str> = settlements.iter().map(|it| it.error.as_str()).collect();
     let excerpts: Vec<&str> = settlements.iter().map(|it| it.response_excerpt.as_str()).collect();
+    let taken_over: Vec<bool> = settlements.iter().map(|it| it.taken_over).collect();
     sqlx::query_as!(
         Settled,
         r#"-- settle_attempts
         WITH result AS (
             SELECT * FROM unnest($1::uuid[], $2::integer[], $3::text[], $4::float8[], $5::text[], $6::timestamptz[],
-                                 $7::integer[], $8::integer[], $9::text[], $10::text[], $11::text[])
+                                 $7::integer[], $8::integer[], $9::text[], $10::text[], $11::text[], $12::boolean[])
                 AS result (job_id, attempt, status, retry_in, worker, started_at,
-                           duration_ms, status_code, outcome, error, response_excerpt)
+                           duration_ms, status_code, outcome, error, response_excerpt, taken_over)
         ), settled AS (
             UPDATE webhook_jobs AS job
             SET status = result.status, error = result.error, updated_at = now(), lease_until = NULL, claimed_by = NULL,
@@ -102,6 +143,8 @@ async fn write(connection: &mut PgConnection, settlements: &[Settlement]) -> Res
             FROM result
             -- The fence: whoever lost its lease to a later attempt matches nothing.
             WHERE job.id = ANY($1) AND job.id = result.job_id AND job.attempt = result.attempt AND job.status = 'processing'
+              -- A holder that is slow may have started its lease anew.
+              AND (NOT result.taken_over OR job.lease_until <= now())
             RETURNING job.id AS job_id, job.attempt, job.status, job.outbox_id,
                       now() + make_interval(secs => result.retry_in) AS retry_at
         ), recorded AS (
@@ -113,7 +156,7 @@ async fn write(connection: &mut PgConnection, settlements: &[Settlement]) -> Res
         ), rearmed AS (
             UPDATE outbox AS alarm
             SET attempt = settled.attempt, due_at = settled.retry_at, published_at = NULL, message_id = gen_random_uuid(),
-                released = false
+                released = false, waits_for = NULL
             FROM settled
             WHERE alarm.id = ANY(ARRAY(SELECT outbox_id FROM settled WHERE status = 'pending'))
               AND alarm.id = settled.outbox_id
@@ -137,6 +180,7 @@ async fn write(connection: &mut PgConnection, settlements: &[Settlement]) -> Res
         &outcomes as _,
         &errors as _,
         &excerpts as _,
+        &taken_over,
     )
     .fetch_all(connection)
     .await

@@ -8,6 +8,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use crate::telemetry::flush_logs;
+
 /// How long a process may take to end.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Shutdown")]
@@ -40,6 +42,7 @@ pub fn listen() -> std::io::Result<CancellationToken> {
         info!("stopping: finishing what is under way");
         stop.cancel();
         either(&mut terminate, &mut interrupt).await;
+        flush_logs();
         exit(130);
     });
     Ok(token)

@@ -66,7 +66,13 @@ impl SigningKey {
     /// # Errors
     /// It is not one of this scheme. The sentence does not repeat it.
     pub fn parse(scheme: Scheme, text: &str) -> Result<Self, &'static str> {
-        material(scheme, text).map(|_| Self { scheme, text: SecretString::from(text) })
+        material(scheme, text)?;
+        let text = match scheme {
+            // With its public key behind it or without, it is one key, which is kept and compared as its seed.
+            Scheme::V1a => format!("whsk_{}", STANDARD.encode(&private_bytes(text)?[..SEED_BYTES])),
+            Scheme::V1 | Scheme::Github => text.to_owned(),
+        };
+        Ok(Self { scheme, text: SecretString::from(text) })
     }
 
     /// Reads a key of Standard Webhooks, whose beginning says which scheme it is of.
@@ -139,8 +145,7 @@ fn material(scheme: Scheme, text: &str) -> Result<KeyMaterial, &'static str> {
             Ok(KeyMaterial::Hmac(key))
         }
         Scheme::V1a => {
-            let encoded = text.strip_prefix("whsk_").ok_or("a key must start with whsk_")?;
-            let key = STANDARD.decode(encoded).map_err(|_| "what follows whsk_ must be base64")?;
+            let key = private_bytes(text)?;
             let pair = match key.split_at_checked(SEED_BYTES) {
                 Some((seed, [])) => Ed25519KeyPair::from_seed_unchecked(seed),
                 Some((seed, public)) => Ed25519KeyPair::from_seed_and_public_key(seed, public),
@@ -155,6 +160,12 @@ fn material(scheme: Scheme, text: &str) -> Result<KeyMaterial, &'static str> {
             Ok(KeyMaterial::Hmac(text.as_bytes().to_vec()))
         }
     }
+}
+
+/// An Ed25519 seed, and whatever follows it.
+fn private_bytes(text: &str) -> Result<Vec<u8>, &'static str> {
+    let encoded = text.strip_prefix("whsk_").ok_or("a key must start with whsk_")?;
+    STANDARD.decode(encoded).map_err(|_| "what follows whsk_ must be base64")
 }
 
 #[cfg(test)]
@@ -172,6 +183,7 @@ mod tests {
         for text in [with(&[]), with(&decode(PUBLIC))] {
             let key = SigningKey::parse(Scheme::V1a, &text).expect("it is a key");
             assert_eq!(key.public_key(), Some(format!("whpk_{PUBLIC}")));
+            assert!(key.is_same_as(&SigningKey::parse(Scheme::V1a, &with(&[])).expect("it is a key")));
         }
         for wrong in [with(&[1]), with(&[1; 32]), with(&[1; 33]), "whsk_AAAA".to_owned()] {
             assert!(SigningKey::parse(Scheme::V1a, &wrong).is_err(), "{wrong}");

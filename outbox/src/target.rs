@@ -13,7 +13,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use clap::{ArgAction, Args};
 use ipnet::IpNet;
-use url::{Host, Url};
+use url::{Host, Position, Url, form_urlencoded};
 
 use self::networks::{Networks, Ports};
 
@@ -59,6 +59,15 @@ pub enum TargetError {
     /// Port 0.
     #[error("the URL's port is 0")]
     PortZero,
+    /// A host that no name server and no HTTP client knows what to do with.
+    #[error("the URL's host is neither an address nor a name of letters, digits, - and _")]
+    NotAHost,
+    /// Would be resolved, so that another path would be posted to.
+    #[error("the URL's path has a segment . or .. (or %2e), which is not sent: write the path that it leads to")]
+    DotSegment,
+    /// Would be sent percent-encoded, or as a slash.
+    #[error("the URL must have {encoded} in place of {0} in its path or query", encoded = percent_encoded(*.0))]
+    NotEncoded(char),
     /// Plain http, and `HTTPS_ONLY` is set.
     #[error("the URL is not https, and HTTPS_ONLY allows no other")]
     NotHttps,
@@ -74,6 +83,9 @@ pub enum TargetError {
 }
 
 impl TargetError {
+    /// All that [`Self::reason`] may be.
+    pub const REASONS: [&str; 5] = ["malformed", "https_only", "port", "private_network", "denied_network"];
+
     /// One word for metrics: what to look at when the number of these rises.
     #[must_use]
     pub const fn reason(&self) -> &'static str {
@@ -83,7 +95,10 @@ impl TargetError {
             | Self::NotHttp
             | Self::UserInfo
             | Self::Fragment
-            | Self::PortZero => "malformed",
+            | Self::PortZero
+            | Self::NotAHost
+            | Self::DotSegment
+            | Self::NotEncoded(_) => "malformed",
             Self::NotHttps => "https_only",
             Self::PortNotAllowed => "port",
             Self::PrivateNetwork => "private_network",
@@ -106,7 +121,28 @@ impl TargetPolicy {
         Self { allow_networks: Networks::new(allow_networks), ..Self::default() }
     }
 
-    /// Parses a URL and judges all that can be judged without resolving its name.
+    /// Judges a URL that a job is to be accepted for. What is returned is what to store: the very URL that will be posted
+    /// to. It differs from the text in what no receiver can see: the spelling of scheme and host, a default port that is
+    /// written, and the slash that HTTP puts in the place of an empty path.
+    ///
+    /// `outhook.canonical_url` is the same for SQL.
+    ///
+    /// # Errors
+    /// It may not be delivered to, or its path or query would not be sent as they are written.
+    pub fn accept_url(&self, text: &str) -> Result<Url, TargetError> {
+        let url = self.check_url(text)?;
+        if url.domain().is_some_and(|name| !is_name(name)) {
+            return Err(TargetError::NotAHost);
+        }
+        check_as_written(text, &url)?;
+        if url.as_str().len() > MAX_URL_BYTES {
+            return Err(TargetError::TooLong);
+        }
+        Ok(url)
+    }
+
+    /// Parses a URL and judges all that can be judged without resolving its name. At an attempt: rows that were stored by
+    /// an earlier release are sent as that would have sent them, whatever [`Self::accept_url`] says of them.
     ///
     /// # Errors
     /// It may not be delivered to.
@@ -123,7 +159,7 @@ impl TargetPolicy {
         if !(written.starts_with("http://") || written.starts_with("https://")) {
             return Err(TargetError::NotHttp);
         }
-        if !url.username().is_empty() || url.password().is_some() || authority(text).contains('@') {
+        if !url.username().is_empty() || url.password().is_some() || split_authority(text).0.contains('@') {
             return Err(TargetError::UserInfo);
         }
         if url.fragment().is_some() {
@@ -179,8 +215,45 @@ impl TargetPolicy {
     }
 }
 
-/// What stands between the slashes and the path.
-fn authority(text: &str) -> &str {
+/// Whether path and query are sent as they are written: the parser resolves segments, and encodes or turns characters.
+fn check_as_written(text: &str, url: &Url) -> Result<(), TargetError> {
+    let (authority, written) = split_authority(text);
+    if authority.is_empty() {
+        // More than two slashes, which the parser takes for two.
+        return Err(TargetError::NotHttp);
+    }
+    let sent = &url[Position::BeforePath..];
+    let is_without_path = written.is_empty() || written.starts_with('?');
+    let sent = if is_without_path { &sent[1..] } else { sent };
+    if written == sent {
+        return Ok(());
+    }
+    let path = written.split('?').next().unwrap_or_default();
+    if path.split(['/', '\\']).any(is_dot_segment) {
+        return Err(TargetError::DotSegment);
+    }
+    let changed = written.chars().zip(sent.chars()).find(|(written, sent)| written != sent);
+    Err(changed.map_or(TargetError::NotHttp, |(written, _)| TargetError::NotEncoded(written)))
+}
+
+fn is_dot_segment(segment: &str) -> bool {
+    matches!(segment.to_ascii_lowercase().replace("%2e", ".").as_str(), "." | "..")
+}
+
+/// As the parser leaves it: in lower case, and ASCII.
+fn is_name(name: &str) -> bool {
+    let is_label = |label: &str| {
+        !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+    };
+    name.strip_suffix('.').unwrap_or(name).split('.').all(is_label)
+}
+
+fn percent_encoded(character: char) -> String {
+    form_urlencoded::byte_serialize(character.encode_utf8(&mut [0; 4]).as_bytes()).collect()
+}
+
+/// What stands between the slashes and the path, and what follows.
+fn split_authority(text: &str) -> (&str, &str) {
     let rest = text.split_once("//").map_or("", |(_, rest)| rest);
-    rest.split(['/', '\\', '?', '#']).next().unwrap_or_default()
+    rest.split_at(rest.find(['/', '\\', '?', '#']).unwrap_or(rest.len()))
 }

@@ -45,8 +45,8 @@ async fn main() -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
 
     let options = Options {
-        // Compose files pass an empty value for a variable that is not set.
-        secret: config.webhook_signing_secret.filter(|secret| !secret.is_empty()),
+        // Compose files pass an empty value for a variable that is not set, and files end in a newline.
+        secret: config.webhook_signing_secret.map(|it| it.trim_end().to_owned()).filter(|it| !it.is_empty()),
         observer: Some(Box::new(print_line)),
         ..Options::default()
     };

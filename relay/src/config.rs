@@ -6,7 +6,10 @@ use clap::Parser;
 use outbox::database::DatabaseConfig;
 use outbox::shutdown::ShutdownConfig;
 use outbox::telemetry::{LogConfig, MetricsConfig};
-use outbox::topology::BrokerConfig;
+use outbox::topology::{BrokerConfig, BrokerConfigError};
+use traces::TracesConfig;
+
+use crate::members::MembersConfig;
 
 /// Publishes what is due in the outbox to RabbitMQ, and records each publication after its confirm.
 ///
@@ -19,6 +22,8 @@ pub struct Config {
     #[command(flatten)]
     pub(crate) broker: BrokerConfig,
     #[command(flatten)]
+    pub(crate) members: MembersConfig,
+    #[command(flatten)]
     pub(crate) publish: PublishConfig,
     #[command(flatten)]
     pub(crate) shutdown: ShutdownConfig,
@@ -28,6 +33,30 @@ pub struct Config {
     /// Where metrics are served.
     #[command(flatten)]
     pub metrics: MetricsConfig,
+    /// Where traces go.
+    #[command(flatten)]
+    pub traces: TracesConfig,
+}
+
+impl Config {
+    /// Checks what can only be said of several options together.
+    ///
+    /// # Errors
+    /// Certificates that belong to nothing, or are of no use.
+    pub fn check(&self) -> Result<(), BrokerConfigError> {
+        self.broker.check()
+    }
+
+    /// Lets this and its clones connect to the broker and to the collector as `other` does. What is connected stays.
+    ///
+    /// # Errors
+    /// As of [`Self::check`], for the other.
+    pub fn renew(&self, other: Self) -> Result<(), BrokerConfigError> {
+        other.check()?;
+        traces::renew(&other.traces);
+        self.broker.renew(other.broker);
+        Ok(())
+    }
 }
 
 /// How the outbox is published.
@@ -37,13 +66,14 @@ pub(crate) struct PublishConfig {
     /// Outbox rows claimed, published and marked in one transaction.
     #[arg(long, env, default_value_t = 500, value_parser = clap::value_parser!(u16).range(1..=5_000))]
     pub relay_batch_size: u16,
-    /// Batches under way at once, each with connections of its own.
+    /// Batches under way at once, each with connections of its own; two at least if `RABBITMQ_URL` names several hosts.
     #[arg(long, env, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=16))]
     pub relay_lanes: u16,
     /// Longest sleep between two looks at the outbox, in milliseconds, should notifications get lost.
     #[arg(long, env, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(10..=1_000))]
     relay_poll_interval_ms: u64,
-    /// Messages that may wait in the queue for a worker; above it the backlog stays in Postgres.
+    /// Messages that may wait in the queue for a worker, at the most. Usually that is what workers take in 0.25 s, and
+    /// the backlog stays in Postgres.
     #[arg(long, env, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub relay_queue_limit: u32,
     /// Seconds after which a published message whose job did not move is taken as lost and published again.

@@ -1,23 +1,28 @@
 //! A lane: one connection to Postgres, one to RabbitMQ, and the loop that moves rows from the one to the
 //! other. It reconnects whichever is lost and keeps the other.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
+use lapin::Connection;
 use outbox::backoff::Backoff;
 use outbox::batch::Pace;
 use outbox::database::DatabaseError;
-use outbox::due::Statements;
+use outbox::due::{self, Statements};
 use outbox::kill_point;
-use outbox::topology::BrokerError;
-use outbox::{destination, due};
+use outbox::telemetry::{Readiness, Server};
+use outbox::topology::{BrokerConfig, BrokerError, within};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::Config;
-use crate::publish_due::{Database, publish_due};
+use crate::lost::Lost;
+use crate::publish_due::{Database, Search, publish_due};
 use crate::publisher::Publisher;
+use crate::queue_length::QueueLength;
+use crate::tend::Latecomers;
+use crate::turns::Turns;
 use crate::wake::{Notified, Wake};
 
 /// A turn that takes longer hangs on a server that does not answer: its connections are dropped.
@@ -28,72 +33,42 @@ const TURN_TIMEOUT: Duration = Duration::from_secs(30);
 const TURN_SPACING: Duration = Duration::from_millis(4);
 
 /// How soon to look again whether workers have shortened a queue that was too long.
-const FULL_QUEUE_WAIT: Duration = Duration::from_millis(100);
+const FULL_QUEUE_WAIT: Duration = Duration::from_millis(20);
 
-/// Between two looks at destinations that are sick or limited.
-const TENDING_SPACING: Duration = Duration::from_millis(100);
+/// A queue that is missing is not declared again before this: declared within some 20 ms, RabbitMQ 3.10 and 3.12 leave
+/// those who consumed from the one before without messages and without a word. From 50 ms on they are told.
+const DEAD_QUEUE_WAIT: Duration = Duration::from_secs(1);
 
-/// Rows held in one look, so that those who can be served do not wait for it.
-const HOLD_BATCH: i64 = 2_000;
+/// Rows gone through in one statement when the broker was wiped.
+const REWIND_PAGE: i64 = 2_000;
 
-/// Between two looks at all that is due, and how late a row's commit may come to be seen by those in
-/// between: it was due from the beginning of its transaction.
-const FULL_LOOK: Duration = Duration::from_secs(1);
-const LATE_COMMIT: Duration = Duration::from_millis(250);
+/// What was published is due again no later than this, or the republish interval: the longest lease, and some.
+const LONGEST_LEASE: Duration = Duration::from_secs(320);
 
-/// Rows made due in one statement when the broker was wiped.
-const REWIND_BATCH: i64 = 1_000;
-
-/// Settings of the lane's connection to Postgres.
-///
-/// A relay that hangs must not hold its rows: Postgres ends its transaction. And its commits need not
-/// wait for the disk: losing one in a crash of Postgres means that its rows ring again, so that their
-/// messages are published once more and refused by the claim.
-const SESSION: &str = "SET idle_in_transaction_session_timeout = '10s';
-    SET statement_timeout = '5s';
-    SET synchronous_commit = off";
+/// The commits of a lane need not wait for the disk: losing one in a crash of Postgres means that its rows are due
+/// again, so that their messages are published once more and refused by the claim.
+const SESSION: &str = "SET synchronous_commit = off";
 
 pub(crate) struct Lane {
     config: Config,
     notified: Notified,
     stop: CancellationToken,
+    readiness: Readiness,
     database: Option<Database>,
     publisher: Option<Publisher>,
     backoff: Backoff,
     pace: Pace,
-    tending: Pace,
-    look: Look,
+    search: Search,
+    turns: Turns,
+    queue: QueueLength,
     announced: bool,
-}
-
-/// How far back a lane looks for what is due.
-///
-/// Rows that were published leave dead index entries behind, which are skipped one by one for as long as a
-/// transaction is open anywhere that could still see them. So most turns begin where the last one ended, and
-/// only one in [`FULL_LOOK`] reads the index from its beginning.
-#[derive(Default)]
-struct Look {
-    full: Option<Instant>,
-    last: Option<SystemTime>,
-}
-
-impl Look {
-    /// `None` for all.
-    fn since(&mut self) -> Option<SystemTime> {
-        if self.full.is_none_or(|full| full.elapsed() >= FULL_LOOK) {
-            self.full = Some(Instant::now());
-            return None;
-        }
-        self.last.map(|last| last - LATE_COMMIT)
-    }
-
-    fn saw(&mut self, last: Option<SystemTime>) {
-        self.last = last.or(self.last);
-    }
+    /// Whether this lane has declared what it publishes to, and nothing has come back since.
+    declared: bool,
 }
 
 /// What to do after a turn.
-enum Next {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
     /// There may be more.
     GoOn,
     /// Nothing is due; the next row is, in this time.
@@ -104,40 +79,27 @@ enum Next {
     Refused,
 }
 
-/// What was lost.
-#[derive(Debug, thiserror::Error)]
-enum Lost {
-    #[error(transparent)]
-    Database(#[from] DatabaseError),
-    #[error(transparent)]
-    Broker(#[from] BrokerError),
-    #[error("RabbitMQ takes no messages for now")]
-    Blocked,
-    #[error("nothing answered in time")]
-    Everything,
-}
-
-impl From<tokio_postgres::Error> for Lost {
-    fn from(error: tokio_postgres::Error) -> Self {
-        Self::Database(error.into())
-    }
-}
-
 impl Lane {
-    pub(crate) fn new(config: Config, notified: Notified, stop: CancellationToken) -> Self {
-        let (backoff, pace) = (Backoff::reconnect(), Pace::new(TURN_SPACING));
-        let tending = Pace::new(TENDING_SPACING);
+    /// `shared` is what the lanes of a relay have in common.
+    pub(crate) fn new(
+        config: Config,
+        (notified, latecomers, readiness, queue): (Notified, Latecomers, Readiness, QueueLength),
+        stop: CancellationToken,
+    ) -> Self {
         Self {
             config,
             notified,
             stop,
+            readiness,
             database: None,
             publisher: None,
-            backoff,
-            pace,
-            tending,
-            look: Look::default(),
+            backoff: Backoff::reconnect(),
+            pace: Pace::new(TURN_SPACING),
+            search: Search::new(latecomers),
+            turns: Turns::new(),
+            queue,
             announced: false,
+            declared: false,
         }
     }
 
@@ -146,7 +108,10 @@ impl Lane {
         while !self.stop.is_cancelled() {
             let turn = timeout(TURN_TIMEOUT, self.turn()).await.unwrap_or(Err(Lost::Everything));
             let wake = match turn {
-                Ok(next) => self.rest(next).await,
+                Ok(next) => {
+                    self.readiness.took_turn();
+                    self.rest(next).await
+                }
                 Err(lost) => self.recover(&lost).await,
             };
             if wake == Wake::Shutdown {
@@ -163,29 +128,31 @@ impl Lane {
         self.notified.forget();
         self.pace.start();
         self.connect_database().await?;
+        self.readiness.reached(Server::Postgres);
         self.connect_broker().await?;
         self.announce();
         let (Some(database), Some(publisher)) = (&mut self.database, &mut self.publisher) else {
             unreachable!("both were connected just now");
         };
-        let config = &self.config.publish;
-        if self.tending.next() <= Instant::now() {
-            self.tending.start();
-            tend_destinations(&database.client, config.destination_drain_limit).await?;
+        if !publisher.has_caught_up().await? {
+            return Err(Lost::Unconfirmed);
         }
+        self.readiness.reached(Server::RabbitMq);
+        let config = &self.config.publish;
+        self.turns.give(database).await?;
         let room = publisher.room(config.relay_batch_size.into(), config.relay_queue_limit).await?;
         if room == 0 {
             return Ok(Next::QueueFull);
         }
-        let turn = publish_due(database, publisher, room, self.look.since(), config).await?;
-        self.look.saw(turn.last);
+        let turn = publish_due(database, publisher, &mut self.search, room, config).await?;
         if turn.all_refused {
             return Ok(Next::Refused);
         }
         if turn.claimed == room as usize {
             return Ok(Next::GoOn);
         }
-        Ok(Next::Sleep(due::next_due(&database.client, &database.statements).await?))
+        let next = due::next_due(&database.client, &database.statements, self.turns.next_line()).await?;
+        Ok(self.turns.then(next))
     }
 
     async fn rest(&mut self, next: Next) -> Wake {
@@ -212,14 +179,14 @@ impl Lane {
         match lost {
             Lost::Database(_) => self.database = None,
             Lost::Broker(_) => self.publisher = None,
-            Lost::Blocked => {}
+            Lost::Blocked | Lost::Unconfirmed => {}
             Lost::Everything => {
                 self.database = None;
                 self.publisher = None;
             }
         }
+        lost.report(&self.readiness);
         warn!(error = %lost, "not publishing; what is due stays in Postgres");
-        metrics::counter!("outhook_relay_reconnects_total").increment(1);
         let wait = self.backoff.next_wait();
         self.wait(wait).await
     }
@@ -233,7 +200,7 @@ impl Lane {
 
     async fn connect_database(&mut self) -> Result<(), DatabaseError> {
         if self.database.as_ref().is_none_or(|database| database.client.is_closed()) {
-            let client = self.config.database.connect("outhook-relay").await?;
+            let client = self.config.database.connect_service("outhook-relay").await?;
             client.batch_execute(SESSION).await?;
             self.database = Some(Database { statements: Statements::prepare(&client).await?, client });
         }
@@ -247,17 +214,29 @@ impl Lane {
         match &self.publisher {
             Some(publisher) if publisher.is_blocked() => return Err(Lost::Blocked),
             Some(publisher) if publisher.is_usable() => return Ok(()),
-            _ => self.publisher = None,
+            Some(publisher) => self.declared &= !publisher.is_unroutable(),
+            None => {}
         }
+        self.publisher = None;
         let database = &self.database.as_ref().expect("the database is connected first").client;
         let broker = self.config.broker.clone();
         let connection = broker.connect("outhook-relay").await?;
         if !broker.queue_exists(&connection).await? {
-            let rows = rewind(database).await?;
+            let seen = Instant::now();
+            let rows = rewind(database, self.config.publish.republish_interval() + LONGEST_LEASE).await?;
             info!(rows, "the queue does not exist: made its messages due again");
             kill_point!("relay.after_rewind");
+            // Unless there never was one.
+            if self.announced || rows > 0 {
+                sleep_until(seen + DEAD_QUEUE_WAIT).await;
+            }
         }
-        self.publisher = Some(Publisher::open(connection, broker).await?);
+        if !self.declared || !broker.is_declared(&connection).await? {
+            self.declared = false;
+            declare(&broker, &connection).await?;
+            self.declared = true;
+        }
+        self.publisher = Some(Publisher::open(connection, broker, self.queue.clone()).await?);
         kill_point!("relay.after_declare");
         Ok(())
     }
@@ -270,29 +249,31 @@ impl Lane {
     }
 }
 
-/// Sets free what may go to destinations that are sick or limited, and holds what has become due for them.
-async fn tend_destinations(database: &Client, most: i32) -> Result<(), tokio_postgres::Error> {
-    if !destination::any_sick(database).await? {
-        return Ok(());
+/// Declares what is published to, and so sees that what exists is as it must be. What a lane has declared once, it only
+/// looks for when it connects again: a declaration waits for all nodes of a cluster. Nor is the right to declare needed
+/// where everything exists.
+async fn declare(broker: &BrokerConfig, connection: &Connection) -> Result<(), BrokerError> {
+    let channel = async || within("a channel", connection.create_channel()).await;
+    match broker.declare(&channel().await?).await {
+        Err(error) if error.is_access_refused() && broker.is_declared(connection).await? => {
+            broker.bind(&channel().await?).await
+        }
+        declared => declared,
     }
-    let released = destination::release(database, most).await?;
-    let held = destination::hold_due(database, HOLD_BATCH).await?;
-    metrics::counter!("outhook_relay_released_total").increment(released);
-    metrics::counter!("outhook_relay_held_total").increment(held);
-    Ok(())
 }
 
-/// Makes all that was published due again. Its commits wait for the disk: once the queue exists anew,
-/// nothing else remembers that it was lost.
-async fn rewind(database: &Client) -> Result<u64, tokio_postgres::Error> {
-    database.batch_execute("SET synchronous_commit = on").await?;
-    let mut rows = 0;
+/// Makes all that was published due again. Its commits wait for the disk, since once the queue exists anew
+/// nothing else remembers that it was lost; not for a standby, which may be away.
+async fn rewind(database: &Client, horizon: Duration) -> Result<u64, tokio_postgres::Error> {
+    database.batch_execute("SET synchronous_commit = local").await?;
+    let (mut rows, mut after) = (0, None);
     loop {
-        let some = due::rewind(database, REWIND_BATCH).await?;
+        let (some, last) = due::rewind(database, REWIND_PAGE, horizon, after).await?;
         rows += some;
-        if some < REWIND_BATCH.cast_unsigned() {
-            database.batch_execute("SET synchronous_commit = off").await?;
+        if last.is_none() {
+            database.batch_execute(SESSION).await?;
             return Ok(rows);
         }
+        after = last;
     }
 }

@@ -1,17 +1,33 @@
 //! `outhook-relay`: publishes the outbox to RabbitMQ.
 
-use outbox::{env, shutdown, telemetry};
+use std::time::Duration;
+
+use outbox::telemetry::Readiness;
+use outbox::{env, reload, shutdown, telemetry};
 use outhook_relay::Config;
+
+/// A relay that has not looked at the outbox for longer is not ready. Some three of the longest turns on servers that
+/// answer; an idle one looks each second.
+const LONGEST_TURN: Duration = Duration::from_secs(15);
 
 #[tokio::main]
 async fn main() {
     let config: Config = env::read();
+    if let Err(error) = config.check() {
+        env::refuse::<Config>(error);
+    }
     telemetry::start_logging(&config.log);
     env::end::<Config>(run(config).await)
 }
 
 async fn run(config: Config) -> anyhow::Result<()> {
-    let stop = shutdown::listen()?;
-    telemetry::start_metrics(&config.metrics).await?;
-    outhook_relay::run(config, stop).await
+    let (stop, hangups) = (shutdown::listen()?, reload::listen()?);
+    let renewed = config.clone();
+    hangups.apply(move |config: Config| renewed.renew(config));
+    let readiness = Readiness::new(stop.clone(), Some(LONGEST_TURN));
+    telemetry::start_metrics(&config.metrics, outhook_relay::METRICS, Some(readiness.clone())).await?;
+    traces::start(&config.traces, "outhook-relay")?;
+    let ended = outhook_relay::run(config, stop, readiness).await;
+    traces::flush().await;
+    ended
 }

@@ -1,25 +1,29 @@
 //! One turn of a lane: claim → publish → confirm → mark.
 
-use std::collections::HashSet;
 use std::time::{Duration, SystemTime};
 
 use outbox::database::DatabaseError;
-use outbox::destination::LOOK_AGAIN;
 use outbox::due::{self, DueRow, Statements};
 use outbox::ordering;
 use outbox::{kill_point, kill_point_in};
+use tokio::time::Instant;
 use tokio_postgres::{Client, GenericClient};
 use tracing::{debug, warn};
 
 use crate::config::PublishConfig;
 use crate::publisher::{Answer, Publisher};
+use crate::scan_window::{LATE_COMMIT, ScanWindow};
+use crate::tend::Latecomers;
 
 /// Wait before a row that the broker refused, or did not answer, is published again. The lane's own
 /// backoff comes on top: after a failure it reconnects first.
 const REFUSED_DELAY: Duration = Duration::from_millis(500);
 
-/// Wait before a row is looked at again whose ordering key somebody else has locked for a moment.
-const BUSY_DELAY: Duration = Duration::from_millis(50);
+/// Rows that are read ahead at once.
+const PAGE: u16 = 20_000;
+
+/// Batches of the window that are tried for one that is free, in one transaction.
+const WINDOW_TRIES: u32 = 20;
 
 /// A lane's connection to Postgres.
 pub(crate) struct Database {
@@ -31,31 +35,47 @@ pub(crate) struct Database {
 pub(crate) struct Turn {
     /// Rows that were claimed; as many as asked for means that there may be more.
     pub claimed: usize,
-    /// Since when the last of them was due.
-    pub last: Option<SystemTime>,
     /// Whether the broker took none of what was published.
     pub all_refused: bool,
 }
 
-/// Publishes up to `limit` rows that are due, `since` then if it says so. A crash at any point frees the rows as
-/// they were.
+/// How a lane finds what is due: by due time, as long as one batch takes it all; then by reading ahead.
+pub(crate) struct Search {
+    /// Since when the last row was due: the next look goes on from there.
+    last: Option<SystemTime>,
+    window: ScanWindow,
+    latecomers: Latecomers,
+    /// Whether the last batch was of latecomers.
+    was_late: bool,
+}
+
+impl Search {
+    pub(crate) fn new(latecomers: Latecomers) -> Self {
+        Self { last: None, window: ScanWindow::default(), latecomers, was_late: false }
+    }
+}
+
+/// Publishes up to `limit` rows that are due. A crash at any point frees the rows as they were.
 pub(crate) async fn publish_due(
     Database { client, statements }: &mut Database,
     publisher: &mut Publisher,
+    search: &mut Search,
     limit: u32,
-    since: Option<SystemTime>,
     config: &PublishConfig,
 ) -> Result<Turn, DatabaseError> {
+    read_ahead(client, statements, &mut search.window).await?;
     let transaction = client.transaction().await?;
-    let claimed = due::claim_due(&transaction, statements, limit.into(), since).await?;
-    let Some(last) = claimed.last().map(|row| row.due_at) else {
-        return Ok(Turn { claimed: 0, last: None, all_refused: false });
-    };
+    let claimed = claim(&transaction, statements, search, limit).await?;
+    if claimed.is_empty() {
+        // Not the end, if there is more to be looked at.
+        let claimed = if search.window.has_rows() { limit as usize } else { 0 };
+        return Ok(Turn { claimed, all_refused: false });
+    }
     kill_point!("relay.after_claim");
     let turn_size = claimed.len();
     let rows = due::put_right(&transaction, claimed).await?;
-    let rows = keep_order(&transaction, rows).await?;
-    let answers = publisher.publish(&rows).await;
+    let mut rows = ordering::line_up(&transaction, rows).await?;
+    let answers = publisher.publish(&mut rows).await;
 
     kill_point!("relay.before_mark");
     let (confirmed, others) = split(&rows, &answers);
@@ -71,25 +91,68 @@ pub(crate) async fn publish_due(
 
     count(&rows, &answers);
     if !others.is_empty() {
-        warn!(confirmed = confirmed.len(), others = others.len(), "RabbitMQ did not confirm all; the others stay due");
+        warn!(
+            confirmed = confirmed.len(),
+            others = others.len(),
+            "RabbitMQ did not confirm all: see the limits of its queue; the others stay due"
+        );
     }
     debug!(claimed = turn_size, confirmed = confirmed.len(), others = others.len(), "published");
     let all_refused = confirmed.is_empty() && !others.is_empty();
-    Ok(Turn { claimed: turn_size, last: Some(last), all_refused })
+    // There may be more while a window is open, and after latecomers.
+    let claimed = if search.window.is_open() || search.was_late { limit as usize } else { turn_size };
+    Ok(Turn { claimed, all_refused })
 }
 
-/// Leaves rows whose turn in their ordering key has not come; returns the others.
-async fn keep_order(transaction: &impl GenericClient, rows: Vec<DueRow>) -> Result<Vec<DueRow>, DatabaseError> {
-    let turns = ordering::take_turns(transaction, &rows).await?;
-    if !turns.waiting.is_empty() {
-        ordering::wait_for_turn(transaction, &turns.waiting, LOOK_AGAIN).await?;
-        metrics::counter!("outhook_relay_waiting_for_turn_total").increment(turns.waiting.len() as u64);
+/// Reads the next page of what is due, while there is more than one batch takes.
+async fn read_ahead(client: &Client, statements: &Statements, window: &mut ScanWindow) -> Result<(), DatabaseError> {
+    let began = Instant::now();
+    window.renew(began);
+    if window.wants_page(began) {
+        let page = due::scan_due(client, statements, PAGE.into(), window.position()).await?;
+        window.read(page, PAGE.into(), Instant::now(), began.elapsed());
     }
-    if !turns.busy.is_empty() {
-        due::push_back(transaction, &turns.busy, BUSY_DELAY).await?;
+    Ok(())
+}
+
+async fn claim(
+    transaction: &impl GenericClient,
+    statements: &Statements,
+    Search { last, window, latecomers, was_late }: &mut Search,
+    limit: u32,
+) -> Result<Vec<DueRow>, DatabaseError> {
+    let late = latecomers.take();
+    if window.is_open() {
+        window.add(late);
+    } else if !late.is_empty() {
+        let ids: Vec<i64> = late.iter().take(limit as usize).map(|((_, id), _)| *id).collect();
+        let claimed = due::claim_chosen(transaction, statements, &ids).await?;
+        *was_late = !claimed.is_empty();
+        if *was_late {
+            return Ok(claimed);
+        }
     }
-    let left: HashSet<i64> = turns.waiting.into_iter().chain(turns.busy).collect();
-    Ok(rows.into_iter().filter(|row| !left.contains(&row.id())).collect())
+    *was_late = false;
+    // What somebody else holds, or has published meanwhile, comes up empty: there is more behind it.
+    for _ in 0..WINDOW_TRIES {
+        if !window.has_rows() {
+            break;
+        }
+        let claimed = due::claim_chosen(transaction, statements, &window.take(limit as usize)).await?;
+        if !claimed.is_empty() {
+            return Ok(claimed);
+        }
+    }
+    if window.has_rows() {
+        return Ok(Vec::new());
+    }
+    let since = last.map(|last| last - LATE_COMMIT);
+    let claimed = due::claim_due(transaction, statements, limit.into(), since).await?;
+    *last = claimed.last().map(|row| row.due_at).or(*last);
+    if claimed.len() == limit as usize && !window.is_open() {
+        window.open(Instant::now());
+    }
+    Ok(claimed)
 }
 
 /// The ids of the confirmed rows, and those of the others.

@@ -53,9 +53,21 @@ impl Notified {
     }
 }
 
+/// Wakes the lanes of this process.
+#[derive(Clone, Debug)]
+pub(crate) struct Waker(watch::Sender<()>);
+
+impl Waker {
+    /// Something is due.
+    pub(crate) fn wake(&self) {
+        self.0.send_replace(());
+    }
+}
+
 /// Starts the task that listens for `outhook.wake()`, and reconnects until `stop`.
-pub(crate) fn listen(database: DatabaseConfig, stop: CancellationToken) -> Notified {
+pub(crate) fn listen(database: DatabaseConfig, stop: CancellationToken) -> (Notified, Waker) {
     let (sender, receiver) = watch::channel(());
+    let waker = Waker(sender.clone());
     tokio::spawn(async move {
         let mut backoff = Backoff::reconnect();
         loop {
@@ -63,6 +75,7 @@ pub(crate) fn listen(database: DatabaseConfig, stop: CancellationToken) -> Notif
                 () = stop.cancelled() => return,
                 lost = listen_until_lost(&database, &sender, &mut backoff) => lost,
             };
+            metrics::counter!("outhook_relay_listen_failures_total").increment(1);
             warn!(error = %lost, "not listening for notifications; polling meanwhile");
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -70,7 +83,7 @@ pub(crate) fn listen(database: DatabaseConfig, stop: CancellationToken) -> Notif
             }
         }
     });
-    Notified(receiver)
+    (Notified(receiver), waker)
 }
 
 async fn listen_until_lost(
@@ -90,7 +103,12 @@ async fn listen_until_lost(
         debug!("listening for notifications");
         loop {
             sleep(CHECK_INTERVAL).await;
-            timeout(CHECK_INTERVAL, client.batch_execute("SELECT")).await.map_err(|_| DatabaseError::Timeout)??;
+            let channels = client.query_one("SELECT count(*) FROM pg_listening_channels()", &[]);
+            let channels = timeout(CHECK_INTERVAL, channels).await.map_err(|_| DatabaseError::Timeout)??;
+            if channels.get::<_, i64>(0) == 0 {
+                // Somebody else has the session that listened.
+                return Err(DatabaseError::NoSession);
+            }
         }
     };
     let Err::<std::convert::Infallible, _>(error) = listening.await;

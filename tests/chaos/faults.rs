@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use harness::servers::Server as Service;
 use harness::tcp_proxy::Direction;
-use harness::{Mode, Program};
+use harness::{Mode, PATIENCE, Program, wait_until};
 use outbox::message::Message;
 use rustix::process::Signal;
 use tokio::time::{sleep, timeout};
@@ -24,6 +24,11 @@ pub async fn inject(arena: &mut Arena, step: &Step) {
     // How long nothing is broken; the load goes on.
     sleep(step.wait).await;
     let mut happened = step.fault;
+    let name = happened.name();
+    let is_excuse = step.fault.is_excuse(arena.has_others(step.fault));
+    if is_excuse {
+        arena.excuses.begin(&name);
+    }
     match step.fault {
         Fault::Kill(program) => arena.replace(program).await,
         Fault::KillAtPoint(program) => happened = kill_at_point(arena, program, step).await,
@@ -32,7 +37,8 @@ pub async fn inject(arena: &mut Arena, step: &Step) {
         Fault::Cut(server) => cut(arena, server, Mode::CutAfter(step.amount), step).await,
         Fault::Stall(server) => disturb(arena, server, Mode::Stall, step).await,
         Fault::LoseConfirms => disturb(arena, Server::RabbitMq, Mode::Drop(Direction::ToClient), step).await,
-        Fault::TerminateSessions => terminate_sessions(arena).await,
+        Fault::TerminateSessions => terminate_sessions(arena, i64::MAX).await,
+        Fault::TerminateSession => terminate_sessions(arena, 1).await,
         Fault::RepeatMessages => repeat_messages(arena, step.amount).await,
         Fault::Poison => poison(arena).await,
         Fault::DeleteQueue => arena.stack.broker.delete_queue().await,
@@ -40,6 +46,9 @@ pub async fn inject(arena: &mut Arena, step: &Step) {
         Fault::PauseBroker => pause_broker(arena, step).await,
         Fault::RestartBroker | Fault::KillBroker | Fault::WipeBroker => restart_broker(arena, step.fault).await,
         Fault::CrashPostgres => crash_postgres(arena).await,
+    }
+    if is_excuse {
+        arena.excuses.end(&name);
     }
     *arena.injected.entry(happened.name()).or_default() += 1;
 }
@@ -80,15 +89,16 @@ async fn pause(arena: &mut Arena, program: Program, step: &Step) {
     arena.stack.processes(program).push(paused);
 }
 
-/// Breaks every connection; that there are new ones afterwards shows that there were old ones.
+/// Breaks connections, for as long as it takes until one is broken: while somebody holds a table, little passes that could
+/// be cut. That there are new ones afterwards shows that they are missed.
 async fn cut(arena: &mut Arena, server: Server, mode: Mode, step: &Step) {
-    let before = proxy(arena, server).connections();
-    disturb(arena, server, mode, step).await;
-    let deadline = std::time::Instant::now() + harness::PATIENCE;
-    while proxy(arena, server).connections() == before {
-        assert!(std::time::Instant::now() < deadline, "{mode:?} broke no connection");
-        sleep(Duration::from_millis(20)).await;
-    }
+    let proxy_of = |arena: &Arena| (proxy(arena, server).ended_connections(), proxy(arena, server).connections());
+    let (ended, begun) = proxy_of(arena);
+    proxy(arena, server).set(mode);
+    meanwhile(arena, step).await;
+    wait_until("a connection to be broken", PATIENCE, async || proxy_of(arena).0 > ended).await;
+    proxy(arena, server).set(Mode::Forward);
+    wait_until("another connection instead", PATIENCE, async || proxy_of(arena).1 > begun).await;
 }
 
 async fn disturb(arena: &mut Arena, server: Server, mode: Mode, step: &Step) {
@@ -104,22 +114,25 @@ fn proxy(arena: &Arena, server: Server) -> &harness::TcpProxy {
     }
 }
 
-async fn terminate_sessions(arena: &Arena) {
-    let ended = "SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_activity
-        WHERE datname = current_database() AND application_name LIKE 'outhook-%'";
-    assert!(arena.stack.count(ended).await > 0, "no service had a session");
+async fn terminate_sessions(arena: &Arena, most: i64) {
+    let ended = "SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM (
+        SELECT pid FROM pg_stat_activity
+        WHERE datname = current_database() AND application_name LIKE 'outhook-%' ORDER BY random() LIMIT $1) AS session";
+    let ended: i64 = sqlx::query_scalar(ended).bind(most).fetch_one(arena.stack.pool()).await.expect("it is allowed");
+    assert!(ended > 0, "no service had a session");
 }
 
-/// Messages of jobs at any stage: of their present attempt, and of the one before.
+/// Messages that were published at any time: no broker makes one up, and one of a row that waits for its turn was never
+/// there.
 async fn repeat_messages(arena: &Arena, amount: u64) {
-    let jobs = sqlx::query_as("SELECT id, attempt, outbox_id FROM webhook_jobs ORDER BY random() LIMIT $1");
-    let jobs: Vec<(Uuid, i32, i64)> = jobs
+    let published = "SELECT job_id, attempt, outbox_id FROM harness.publications ORDER BY random() LIMIT $1";
+    let published: Vec<(Uuid, i32, i64)> = sqlx::query_as(published)
         .bind(i64::try_from(amount % 50 + 1).expect("it is small"))
         .fetch_all(arena.stack.pool())
         .await
-        .expect("jobs can be read");
-    for (id, attempt, outbox_id) in jobs {
-        for attempt in [attempt, (attempt - 1).max(0), attempt] {
+        .expect("publications can be read");
+    for (id, attempt, outbox_id) in published {
+        for _ in 0..2 {
             arena.stack.broker.publish(&Message::new(id, attempt, outbox_id, None).encode()).await;
         }
     }

@@ -26,6 +26,8 @@ pub enum Fault {
     LoseConfirms,
     /// Every session of the services is ended by an administrator.
     TerminateSessions,
+    /// One of them.
+    TerminateSession,
     /// Messages come twice, and old ones again.
     RepeatMessages,
     /// Messages that nobody can read.
@@ -53,7 +55,7 @@ pub enum Server {
     RabbitMq,
 }
 
-const ALL: [Fault; 25] = [
+const ALL: [Fault; 26] = [
     Fault::Kill(Program::Api),
     Fault::Kill(Program::Relay),
     Fault::Kill(Program::Worker),
@@ -70,6 +72,7 @@ const ALL: [Fault; 25] = [
     Fault::Stall(Server::RabbitMq),
     Fault::LoseConfirms,
     Fault::TerminateSessions,
+    Fault::TerminateSession,
     Fault::RepeatMessages,
     Fault::Poison,
     Fault::DeleteQueue,
@@ -83,7 +86,8 @@ const ALL: [Fault; 25] = [
 
 /// Points that ordinary traffic passes; `tests/survives_kill_points.rs` has all of them.
 const API_POINTS: [&str; 3] = ["api.before_commit", "api.in_commit", "api.after_commit"];
-const RELAY_POINTS: [&str; 6] = [
+const RELAY_POINTS: [&str; 7] = [
+    "relay.after_turns",
     "relay.after_claim",
     "relay.between_publishes",
     "relay.after_last_publish",
@@ -117,15 +121,19 @@ pub struct Step {
     pub amount: u64,
 }
 
+/// Before every so manieth fault all is left alone for so long that whatever can move must have moved.
+const QUIET_EVERY: u32 = 4;
+
 /// Faults without end: every kind once in a random order, then all again in another.
 pub struct Plan {
     random: StdRng,
     round: Vec<Fault>,
+    steps: u32,
 }
 
 impl Plan {
     pub fn new(seed: u64) -> Self {
-        Self { random: StdRng::seed_from_u64(seed), round: Vec::new() }
+        Self { random: StdRng::seed_from_u64(seed), round: Vec::new(), steps: 0 }
     }
 }
 
@@ -144,9 +152,11 @@ impl Iterator for Plan {
             Fault::KillAtPoint(Program::Relay) => RELAY_POINTS.choose(random),
             _ => WORKER_POINTS.choose(random),
         };
+        self.steps += 1;
+        let wait = if self.steps.is_multiple_of(QUIET_EVERY) { 8_000..10_000 } else { 100..1_500 };
         let programs = [None, None, Some(Program::Api), Some(Program::Relay), Some(Program::Worker)];
         Some(Step {
-            wait: Duration::from_millis(random.random_range(100..1_500)),
+            wait: Duration::from_millis(random.random_range(wait)),
             fault,
             lasts: lasts(fault, random),
             kill_meanwhile: programs.choose(random).copied().flatten(),
@@ -168,6 +178,16 @@ fn lasts(fault: Fault, random: &mut StdRng) -> Duration {
 }
 
 impl Fault {
+    /// Whether anything may stand still for it. What one of two does the other does as well, and what somebody makes of
+    /// messages or of one session is nobody's reason.
+    pub fn is_excuse(self, has_others: bool) -> bool {
+        match self {
+            Self::Kill(Program::Api) | Self::TerminateSession | Self::RepeatMessages | Self::Poison => false,
+            Self::Kill(_) => !has_others,
+            _ => true,
+        }
+    }
+
     /// What the report calls it.
     pub fn name(self) -> String {
         let of = |program: Program| format!("{program:?}").to_lowercase();
@@ -180,6 +200,7 @@ impl Fault {
             Self::Stall(server) => format!("network to {server:?} stalled"),
             Self::LoseConfirms => "answers of RabbitMq lost".to_owned(),
             Self::TerminateSessions => "sessions of Postgres ended".to_owned(),
+            Self::TerminateSession => "one session of Postgres ended".to_owned(),
             Self::RepeatMessages => "messages repeated, old ones too".to_owned(),
             Self::Poison => "unreadable messages".to_owned(),
             Self::DeleteQueue => "queue deleted".to_owned(),

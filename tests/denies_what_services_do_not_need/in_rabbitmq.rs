@@ -202,7 +202,7 @@ async fn worker(broker: &BrokerConfig) -> anyhow::Result<()> {
 fn was_refused(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause.downcast_ref::<lapin::Error>().is_some_and(is_refusal)
-            || matches!(cause.downcast_ref(), Some(outbox::topology::BrokerError::Client(error)) if is_refusal(error))
+            || matches!(cause.downcast_ref(), Some(outbox::topology::BrokerError::Client(_, error)) if is_refusal(error))
     })
 }
 

@@ -5,18 +5,25 @@ use std::time::Duration;
 
 use anyhow::Context;
 use harness::Servers;
-use harness::database::Database;
+use harness::database::{Database, service_pool};
 use harness::report;
 use outbox::cancel::cancel;
-use outbox::claim::{Lease, claim, look_up, recover_claim, ring_later};
-use outbox::database::schema_version;
-use outbox::destination::{self, CoolDown};
+use outbox::claim::{Lease, check_again, claim, look_up, postpone, recover_claim};
+use outbox::database::{DatabaseError, Pool, schema_version};
+use outbox::destination::breaker::{CoolDown, Finding};
+use outbox::destination::report::{hold_published, pause_url, report as report_finding, reserve_slots};
+use outbox::destination::tend;
 use outbox::destination_keys::{self, NewKey};
-use outbox::due::{DueRow, Statements, claim_due, mark_published, next_due, push_back, put_right, rewind};
+use outbox::due::{
+    DueRow, Statements, claim_chosen, claim_due, make_due_again, mark_published, next_due, push_back, put_right,
+    rewind, scan_due,
+};
 use outbox::enqueue::{Idempotency, NewJob, accept};
+use outbox::installation::installation;
 use outbox::job::{Outcome, Status};
 use outbox::message::Message;
-use outbox::ordering;
+use outbox::missing::{find_unclaimed, make_due, still_held};
+use outbox::ordering::{give_turns, line_up};
 use outbox::settle::{Settlement, settle};
 use outbox::signing_key::Scheme;
 use serde_json::Value;
@@ -30,6 +37,7 @@ const DESTINATION: &str = "http://example.com";
 
 /// A service's own connections.
 struct Service {
+    own: Pool,
     pool: PgPool,
     client: Client,
     /// Not its own: puts there what it works with.
@@ -42,7 +50,7 @@ impl Service {
         let (client, connection) = tokio_postgres::connect(&url, NoTls).await.expect("Postgres takes connections");
         tokio::spawn(connection);
         let pool = PgPool::connect(&url).await.expect("Postgres takes connections");
-        Self { pool, client, owner: database.pool.clone() }
+        Self { own: service_pool(&url, 8, &[]), pool, client, owner: database.pool.clone() }
     }
 
     /// All that the service asks of Postgres, each statement once.
@@ -58,8 +66,8 @@ impl Service {
     async fn do_as_api(&self) -> anyhow::Result<()> {
         let key = Uuid::new_v4().to_string();
         // The second one makes it look the key up.
-        accept(&self.pool, &[job(&key), job(&key)]).await?;
-        cancel(&self.pool, Uuid::new_v4()).await?;
+        accept(&self.own, &[job(&key), job(&key)]).await?;
+        cancel(&self.own, Uuid::new_v4()).await?;
         self.keep_keys().await?;
         wake(&self.pool).await?;
         let show = AssertSqlSafe(statement_of_show());
@@ -76,9 +84,9 @@ impl Service {
             sealed: vec![0; 64],
             overlap: Duration::from_secs(1),
         };
-        destination_keys::set(&self.pool, &key).await?;
-        destination_keys::list(&self.pool, DESTINATION).await?;
-        destination_keys::remove(&self.pool, id).await?;
+        destination_keys::set(&self.own, &key).await?;
+        destination_keys::list(&self.own, DESTINATION).await?;
+        destination_keys::remove(&self.own, id).await?;
         Ok(())
     }
 
@@ -89,17 +97,29 @@ impl Service {
         assert!(due.iter().any(|row| row.rings_again), "nothing rings again");
         let due = put_right(&transaction, due).await?;
         let ids: Vec<i64> = due.iter().map(DueRow::id).collect();
-        destination::any_sick(&transaction).await?;
-        destination::hold_due(&transaction, 10).await?;
-        destination::release(&transaction, 10).await?;
-        let turns = ordering::take_turns(&transaction, &due).await?;
-        assert_eq!(turns.waiting.len(), 1, "no row waits for its turn");
-        ordering::wait_for_turn(&transaction, &turns.waiting, Duration::from_secs(1)).await?;
+        let waiting = due.iter().filter(|row| row.has_no_turn).count();
+        assert_eq!(line_up(&transaction, due).await?.len() + waiting, ids.len());
+        assert!(waiting > 0, "no row waits for its turn");
+        scan_due(&transaction, &statements, 10, None).await?;
+        claim_chosen(&transaction, &statements, &ids).await?;
+        tend::hold_due(&transaction, 10, None).await?;
+        tend::free_strays(&transaction, "").await?;
+        tend::forget(&transaction).await?;
         mark_published(&transaction, &statements, &ids, Duration::from_secs(1)).await?;
         push_back(&transaction, &ids, Duration::from_secs(1)).await?;
-        next_due(&transaction, &statements).await?;
-        rewind(&transaction, 10).await?;
-        Ok(transaction.rollback().await?)
+        next_due(&transaction, &statements, 0).await?;
+        rewind(&transaction, 10, Duration::from_secs(1), None).await?;
+        give_turns(&transaction, &statements, 0, 10).await?;
+        make_due_again(&transaction, 0, 10).await?;
+        tend::work(&transaction, &statements, 0).await?;
+        transaction.rollback().await?;
+        find_unclaimed(&self.client, 10, Duration::from_secs(1), None).await?;
+        make_due(&self.client, &ids).await?;
+        tend::release(&mut self.client, 10).await?;
+        // For the next time.
+        let again = "UPDATE destinations SET state = 'metered', hold_until = now()";
+        sqlx::query(again).execute(&self.owner).await?;
+        Ok(())
     }
 
     async fn do_as_worker(&self) -> anyhow::Result<()> {
@@ -107,12 +127,15 @@ impl Service {
         // One that is there, so that its destination's keys are asked for.
         let job_id: Uuid =
             sqlx::query_scalar("SELECT outhook.enqueue($1, '{}')").bind(DESTINATION).fetch_one(&self.owner).await?;
+        installation(&self.own).await?;
         let messages = [Message::new(job_id, 0, 1, None)];
-        assert_eq!(claim(&self.pool, &messages, "worker", lease).await?.len(), 1, "nothing was claimed");
-        recover_claim(&self.pool, &messages, "worker", lease).await?;
-        look_up(&self.pool, &[Uuid::new_v4()]).await?;
-        ring_later(&self.pool, &[Uuid::new_v4()]).await?;
-        settle(&self.pool, &[settlement()]).await?;
+        assert_eq!(claim(&self.own, &messages, "worker", lease).await?.len(), 1, "nothing was claimed");
+        recover_claim(&self.own, &messages, "worker", lease).await?;
+        look_up(&self.own, &[Uuid::new_v4()]).await?;
+        check_again(&self.own, &messages).await?;
+        still_held(&self.own, &messages).await?;
+        postpone(&self.own, &[(&messages[0], Duration::ZERO)]).await?;
+        settle(&self.own, &[settlement()]).await?;
         self.say_how_destinations_fare(&messages).await?;
         wake(&self.pool).await
     }
@@ -122,11 +145,19 @@ impl Service {
     async fn say_how_destinations_fare(&self, messages: &[Message]) -> anyhow::Result<()> {
         let second = Duration::from_secs(1);
         let cool_down = CoolDown { base: second, max: second };
-        destination::hold_published(&self.pool, messages).await?;
-        destination::open(&self.pool, DESTINATION, "down", cool_down).await?;
-        destination::reopen(&self.pool, DESTINATION, "down", cool_down).await?;
-        destination::slow_down(&self.pool, DESTINATION, second, 1, "slow").await?;
-        Ok(destination::recover(&self.pool, DESTINATION).await?)
+        hold_published(&self.own, messages).await?;
+        // One that is not there and one that is.
+        let new = format!("http://{}.example", Uuid::new_v4());
+        for destination in [&new, &new] {
+            report_finding(&self.own, destination, Finding::Slow { limit: 1 }, "slow", cool_down).await?;
+            report_finding(&self.own, destination, Finding::Down { released: false }, "down", cool_down).await?;
+        }
+        pause_url(&self.own, DESTINATION, second).await?;
+        pause_url(&self.own, DESTINATION, second).await?;
+        let ended = "DELETE FROM url_pauses";
+        sqlx::query(ended).execute(&self.owner).await?;
+        reserve_slots(&self.own, "http://limited.example", 1).await?;
+        Ok(())
     }
 }
 
@@ -159,7 +190,7 @@ fn job(key: &str) -> NewJob {
         timeout_ms: None,
         ordering_key: None,
         sealed_key: None,
-        idempotency: Some(Idempotency { key: key.to_owned(), body_hash: [0; 32] }),
+        idempotency: Some(Idempotency { key: key.to_owned(), signed_id: None, body_hash: [0; 32] }),
         traceparent: None,
     }
 }
@@ -170,7 +201,8 @@ fn settlement() -> Settlement {
         attempt: 1,
         status: Status::Success,
         retry_in: Duration::ZERO,
-        ordering_key: Some("key".to_owned()),
+        ordered: true,
+        taken_over: false,
         worker: "worker".to_owned(),
         started_at: OffsetDateTime::UNIX_EPOCH,
         duration_ms: None,
@@ -185,7 +217,11 @@ fn settlement() -> Settlement {
 fn was_refused(error: &anyhow::Error) -> bool {
     let code = error.chain().find_map(|cause| {
         let sqlx = cause.downcast_ref::<sqlx::Error>().and_then(sqlx::Error::as_database_error);
-        let tokio = cause.downcast_ref::<tokio_postgres::Error>().and_then(tokio_postgres::Error::code);
+        let tokio = match cause.downcast_ref() {
+            Some(DatabaseError::Postgres(error)) => Some(error),
+            _ => cause.downcast_ref::<tokio_postgres::Error>(),
+        };
+        let tokio = tokio.and_then(tokio_postgres::Error::code);
         sqlx.and_then(|error| error.code().map(String::from)).or_else(|| tokio.map(|code| code.code().to_owned()))
     });
     code.as_deref() == Some("42501")
@@ -222,9 +258,11 @@ async fn each_right_of_a_service_is_needed() {
         INSERT INTO outbox (due_at, published_at, job_id, attempt, ordering_key)
         SELECT now() - interval '1 hour', CASE WHEN key IS NULL THEN now() - interval '2 hours' END, gen_random_uuid(), 0, key
         FROM unnest(ARRAY[NULL, 'key', 'key']) AS key;
-        INSERT INTO destinations (destination, state) VALUES ('http://sick.example', 'metered');
+        INSERT INTO destinations (destination, state, rate_limit)
+        VALUES ('http://sick.example', 'metered', NULL), ('http://limited.example', 'closed', 1);
         INSERT INTO destination_keys (id, destination, scheme, sealed)
-        VALUES (gen_random_uuid(), 'http://example.com', 'v1', decode(repeat('00', 64), 'hex'))";
+        -- Not of the destination whose keys the api replaces: those expire, and are gone on a machine that is slow.
+        VALUES (gen_random_uuid(), 'http://other.example', 'v1', decode(repeat('00', 64), 'hex'))";
     sqlx::raw_sql(there).execute(owner).await.expect("the owner may do it");
 
     let (mut spare, mut taken) = (Vec::new(), 0);

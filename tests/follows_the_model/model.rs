@@ -3,7 +3,12 @@
 //! Time stands still in it: what is due, and what lease has expired, changes by steps of their own. So any
 //! wait may end at any moment, as it may for processes that are slow or were paused.
 
+use std::collections::BTreeSet;
+
+use outbox::destination::breaker::{Finding, State};
 use outbox::job::{Status, Verdict};
+
+use super::waiting::{Sickness, Waits};
 
 /// Jobs in one case.
 pub const JOBS: usize = 3;
@@ -20,16 +25,23 @@ pub struct Job {
     pub max_attempts: i32,
     /// Of no meaning unless processing.
     pub lease_expired: bool,
+    /// Its ordering key.
+    pub key: Option<u8>,
     /// Its outbox row.
     pub alarm: Option<Alarm>,
 }
 
 /// An outbox row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools, reason = "columns of a row")]
 pub struct Alarm {
     pub attempt: i32,
     pub published: bool,
+    /// Of no meaning while it waits.
     pub due: bool,
+    pub waits: Option<Waits>,
+    pub turn: bool,
+    pub released: bool,
 }
 
 /// A message in the broker.
@@ -55,6 +67,10 @@ pub struct Turn {
     pub publishing: Vec<usize>,
     /// Rings, but its job is leased.
     pub waiting: Vec<usize>,
+    /// Was lost, and its destination is sick: it is held.
+    pub holding: Vec<usize>,
+    /// Has a key and no turn: begins to wait for it.
+    pub lining_up: Vec<usize>,
     /// Whether the broker has the messages.
     pub arrived: bool,
 }
@@ -67,6 +83,12 @@ pub struct World {
     pub broker: Vec<Message>,
     pub under_way: Vec<Attempt>,
     pub turn: Option<Turn>,
+    /// Rows to look at again, by job and attempt: their messages were dropped because of a lease or somebody's lock.
+    pub checks: BTreeSet<(usize, i32)>,
+    /// Keys whose next turn is to be given.
+    pub lines: BTreeSet<u8>,
+    /// The destination of all jobs.
+    pub sickness: Sickness,
 }
 
 /// How a relay's turn ends.
@@ -83,9 +105,17 @@ pub enum TurnEnd {
 /// What can happen. Jobs, messages and attempts are named by their place in the [`World`].
 #[derive(Clone, Debug)]
 pub enum Step {
-    Accept { scheduled: bool, max_attempts: i32 },
+    Accept { scheduled: bool, max_attempts: i32, key: Option<u8> },
     RelayPublishes { arrives: bool },
     RelayEnds(TurnEnd),
+    RelayChecks,
+    RelayGivesTurns,
+    RelayHolds,
+    RelayLooks,
+    RelayFreesStrays,
+    GiveBack { message: usize },
+    Report(Finding),
+    ClosedByHand,
     Duplicate { message: usize },
     Deliver { worker: usize, messages: Vec<usize>, answer_lost: bool },
     Settle { attempt: usize, verdict: Verdict, retry_at_once: bool, twice: bool },
@@ -100,8 +130,8 @@ pub enum Step {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
     pub claimed: Vec<Message>,
-    /// Jobs whose leases hold: their alarms are set to the leases' ends.
-    pub leased: Vec<usize>,
+    /// Jobs whose leases hold, and the messages' attempts: their rows are looked at again.
+    pub leased: Vec<(usize, i32)>,
     /// Jobs whose workers are lost: they are taken over.
     pub lost: Vec<usize>,
 }
@@ -109,15 +139,23 @@ pub struct Batch {
 impl World {
     pub fn apply(&mut self, step: &Step) {
         match step {
-            Step::Accept { scheduled, max_attempts } => self.accept(*scheduled, *max_attempts),
+            Step::Accept { scheduled, max_attempts, key } => self.accept(*scheduled, *max_attempts, *key),
             Step::RelayPublishes { arrives } => self.relay_publishes(*arrives),
             Step::RelayEnds(end) => self.relay_ends(*end),
+            Step::RelayChecks => self.relay_checks(),
+            Step::RelayGivesTurns => self.give_turns(),
+            Step::RelayHolds => self.hold(),
+            Step::RelayLooks => self.look(),
+            Step::RelayFreesStrays => self.free(|_| true),
+            Step::GiveBack { message } => self.give_back(*message),
+            Step::Report(finding) => self.sickness.found(*finding),
+            Step::ClosedByHand => self.sickness.state = State::Closed,
             Step::Duplicate { message } => self.broker.push(self.broker[*message]),
             Step::Deliver { worker, messages, .. } => self.deliver(*worker, messages),
             Step::Settle { attempt, verdict, retry_at_once, .. } => {
                 let attempt = self.under_way.remove(*attempt);
                 if self.holds(&attempt) {
-                    self.jobs[attempt.job].settle(*verdict, *retry_at_once);
+                    self.settle(attempt.job, *verdict, *retry_at_once);
                 }
             }
             Step::Crash { worker } => {
@@ -128,26 +166,30 @@ impl World {
             }
             Step::LeaseExpires { job } => self.jobs[*job].lease_expired = true,
             Step::AlarmRings { job } => self.set_due(*job, true),
-            Step::Cancel { job } => self.jobs[*job].cancel(),
+            Step::Cancel { job } => self.cancel(*job),
             Step::BrokerWiped => self.wipe_broker(),
         }
     }
 
-    fn accept(&mut self, scheduled: bool, max_attempts: i32) {
-        let alarm = Some(Alarm { attempt: 0, published: false, due: !scheduled });
-        let status = Status::Pending;
-        self.jobs.push(Job { status, attempt: 0, retry_count: 0, max_attempts, lease_expired: false, alarm });
+    fn accept(&mut self, scheduled: bool, max_attempts: i32, key: Option<u8>) {
+        let waits = key.filter(|_| !scheduled).map(|_| Waits::Turn);
+        self.lines.extend(key.filter(|_| waits.is_some()));
+        let alarm = Alarm { attempt: 0, published: false, due: !scheduled, waits, turn: false, released: false };
+        let (status, alarm) = (Status::Pending, Some(alarm));
+        self.jobs.push(Job { status, attempt: 0, retry_count: 0, max_attempts, lease_expired: false, key, alarm });
     }
 
     fn relay_publishes(&mut self, arrives: bool) {
-        let due = |job: &usize| self.jobs[*job].alarm.is_some_and(|alarm| alarm.due);
-        let due = (0..self.jobs.len()).filter(due);
-        let (waiting, publishing): (Vec<_>, Vec<_>) = due.partition(|job| self.jobs[*job].rings_under_lease());
+        let due = (0..self.jobs.len()).filter(|job| self.is_publishable(*job));
+        let (waiting, ready): (Vec<_>, Vec<_>) = due.partition(|job| self.jobs[*job].rings_under_lease());
+        let (holding, ready): (Vec<_>, Vec<_>) = ready.into_iter().partition(|job| self.is_to_hold_again(*job));
+        let (lining_up, publishing): (Vec<_>, Vec<_>) =
+            ready.into_iter().partition(|job| self.jobs[*job].has_no_turn());
         if arrives {
             let messages = publishing.iter().filter_map(|job| self.message_of(*job));
             self.broker.extend(messages.collect::<Vec<_>>());
         }
-        self.turn = Some(Turn { publishing, waiting, arrived: arrives });
+        self.turn = Some(Turn { publishing, waiting, holding, lining_up, arrived: arrives });
     }
 
     fn relay_ends(&mut self, end: TurnEnd) {
@@ -158,6 +200,8 @@ impl World {
         for job in turn.waiting.iter().chain(&turn.publishing) {
             self.set_due(*job, false);
         }
+        turn.lining_up.iter().for_each(|job| self.line_up(*job));
+        turn.holding.iter().for_each(|job| self.hold_again(*job));
         if end == TurnEnd::Confirmed {
             let marked = self.jobs.iter_mut().enumerate().filter(|(job, _)| turn.publishing.contains(job));
             marked.filter_map(|(_, job)| job.alarm.as_mut()).for_each(|alarm| alarm.published = true);
@@ -176,9 +220,9 @@ impl World {
             let number = message.attempt + 1;
             self.under_way.push(Attempt { worker, job: message.job, number, message });
         }
-        batch.leased.into_iter().for_each(|job| self.jobs[job].ring_after_lease());
+        self.checks.extend(batch.leased);
         // An unknown attempt counts, and its lease was wait enough.
-        batch.lost.into_iter().for_each(|job| self.jobs[job].settle(Verdict::TryAgain, true));
+        batch.lost.into_iter().for_each(|job| self.settle(job, Verdict::TryAgain, true));
     }
 
     /// What a worker will do with these messages: one claim an attempt, and the rest is refused.
@@ -191,32 +235,18 @@ impl World {
             if free && !batch.claimed.contains(&message) {
                 batch.claimed.push(message);
             } else {
-                refused.push(message.job);
+                refused.push(message);
             }
         }
-        refused.sort_unstable();
-        refused.dedup();
         let claimed_now = |job: usize| batch.claimed.iter().any(|message| message.job == job);
-        for job in refused {
+        for Message { job, attempt } in refused {
             if claimed_now(job) || self.jobs[job].is_leased() {
-                batch.leased.push(job);
-            } else if self.jobs[job].status == Status::Processing {
+                batch.leased.push((job, attempt));
+            } else if self.jobs[job].status == Status::Processing && !batch.lost.contains(&job) {
                 batch.lost.push(job);
             }
         }
         batch
-    }
-
-    fn wipe_broker(&mut self) {
-        self.broker.clear();
-        let held = self.turn.clone();
-        for (place, job) in self.jobs.iter_mut().enumerate() {
-            // What a relay holds is passed over: it marks the row itself, and the row rings when its time comes.
-            let held = held.as_ref().is_some_and(|turn| turn.holds(place));
-            if let Some(alarm) = job.alarm.as_mut().filter(|alarm| alarm.published && !held) {
-                alarm.due = true;
-            }
-        }
     }
 
     fn set_due(&mut self, job: usize, due: bool) {
@@ -249,14 +279,18 @@ impl World {
 }
 
 impl Turn {
-    fn holds(&self, job: usize) -> bool {
-        self.publishing.contains(&job) || self.waiting.contains(&job)
+    pub fn holds(&self, job: usize) -> bool {
+        [&self.publishing, &self.waiting, &self.holding, &self.lining_up].iter().any(|jobs| jobs.contains(&job))
     }
 }
 
 impl Job {
     pub fn is_leased(&self) -> bool {
         self.status == Status::Processing && !self.lease_expired
+    }
+
+    pub fn has_no_turn(&self) -> bool {
+        self.key.is_some() && self.alarm.is_some_and(|alarm| !alarm.turn)
     }
 
     fn rings_under_lease(&self) -> bool {
@@ -267,28 +301,5 @@ impl Job {
         self.status = Status::Processing;
         self.attempt += 1;
         self.lease_expired = false;
-    }
-
-    /// A row that was not marked yet, or was re-armed for the next attempt, is left as it is.
-    fn ring_after_lease(&mut self) {
-        let current = self.attempt - 1;
-        if let Some(alarm) = self.alarm.as_mut().filter(|alarm| alarm.published && alarm.attempt == current) {
-            alarm.due = false;
-        }
-    }
-
-    fn settle(&mut self, verdict: Verdict, retry_at_once: bool) {
-        self.status =
-            Status::after_attempt(verdict, self.retry_count.cast_unsigned(), self.max_attempts.cast_unsigned());
-        self.retry_count += i32::from(self.status != Status::Success);
-        let again = Alarm { attempt: self.attempt, published: false, due: retry_at_once };
-        self.alarm = (self.status == Status::Pending).then_some(again);
-    }
-
-    fn cancel(&mut self) {
-        if self.status == Status::Pending {
-            self.status = Status::Cancelled;
-            self.alarm = None;
-        }
     }
 }

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use outbox::cancel::{Cancellation, cancel};
-use outbox::claim::{Claimed, Lease, Standing, claim, look_up, recover_claim, ring_later};
+use outbox::claim::{Claimed, Lease, Standing, check_again, claim, look_up, recover_claim};
 use outbox::due;
 use outbox::enqueue::{Accepted, NewJob, accept};
 use outbox::job::{Status, Verdict};
 use outbox::message::Message;
+use outbox::ordering::line_up;
 use outbox::settle::settle;
 use proptest_state_machine::{ReferenceStateMachine, StateMachineTest};
 use uuid::Uuid;
@@ -16,6 +17,7 @@ use super::ground::Ground;
 use super::model::{Step, TurnEnd, World};
 use super::settlements;
 use super::steps::Model;
+use super::tending::DESTINATION;
 
 /// Longer than any case, and so is every other wait: time moves only in steps.
 pub const LONG: Duration = Duration::from_hours(1);
@@ -62,9 +64,17 @@ impl StateMachineTest for Replay {
 impl Replay {
     async fn take(&mut self, step: Step, world: &World) {
         match step {
-            Step::Accept { scheduled, max_attempts } => self.accept(scheduled, max_attempts).await,
+            Step::Accept { scheduled, max_attempts, key } => self.accept(scheduled, max_attempts, key).await,
             Step::RelayPublishes { arrives } => self.relay_publishes(arrives).await,
             Step::RelayEnds(end) => self.relay_ends(end).await,
+            Step::RelayChecks => self.relay_checks().await,
+            Step::RelayGivesTurns => self.give_turns().await,
+            Step::RelayHolds => self.hold().await,
+            Step::RelayLooks => self.look().await,
+            Step::RelayFreesStrays => self.free_strays().await,
+            Step::GiveBack { message } => self.give_back(message).await,
+            Step::Report(finding) => self.report(finding).await,
+            Step::ClosedByHand => self.close_by_hand().await,
             Step::Duplicate { message } => self.broker.push(self.broker[message].clone()),
             Step::Deliver { worker, messages, answer_lost } => self.deliver(worker, &messages, answer_lost).await,
             Step::Settle { attempt, verdict, retry_at_once, twice } => {
@@ -85,13 +95,13 @@ impl Replay {
                 self.write(ring, self.jobs[job]).await;
             }
             Step::Cancel { job } => {
-                let cancelled = cancel(&self.ground.pool, self.jobs[job]).await.expect("it is answered");
+                let cancelled = cancel(&self.ground.services, self.jobs[job]).await.expect("it is answered");
                 let expected = world.jobs[job].status == Status::Cancelled;
                 assert_eq!(cancelled == Cancellation::Cancelled, expected, "{cancelled:?}");
             }
             Step::BrokerWiped => {
                 self.broker.clear();
-                due::rewind(&self.ground.other_relay, 1_000).await.expect("rows are made due");
+                due::rewind(&self.ground.other_relay, 1_000, LONG * 2, None).await.expect("rows are made due");
             }
         }
     }
@@ -101,23 +111,23 @@ impl Replay {
         assert_eq!(written.rows_affected(), 1, "{statement}");
     }
 
-    async fn accept(&mut self, scheduled: bool, max_attempts: i32) {
+    async fn accept(&mut self, scheduled: bool, max_attempts: i32, key: Option<u8>) {
         let id = Uuid::now_v7();
         let job = NewJob {
             id,
             client_url: "http://127.0.0.1/".to_owned(),
-            destination: "http://127.0.0.1".to_owned(),
+            destination: DESTINATION.to_owned(),
             payload: "{}".to_owned(),
             headers: serde_json::Map::new(),
             deliver_at: scheduled.then(|| outbox::clock::now() + LONG),
             max_attempts: Some(max_attempts),
             timeout_ms: None,
-            ordering_key: None,
+            ordering_key: key.map(|key| key.to_string()),
             idempotency: None,
             traceparent: None,
             sealed_key: None,
         };
-        let accepted = accept(&self.ground.pool, &[job]).await.expect("it is answered");
+        let accepted = accept(&self.ground.services, &[job]).await.expect("it is answered");
         assert_eq!(accepted, [Accepted::New(id)]);
         self.jobs.push(id);
     }
@@ -127,7 +137,8 @@ impl Replay {
         let Ground { relay, statements, .. } = self.ground;
         relay.batch_execute("BEGIN").await.expect("a transaction begins");
         let claimed = due::claim_due(relay, statements, 1_000, None).await.expect("rows are claimed");
-        let mut rows = due::put_right(relay, claimed).await.expect("rows are put right");
+        let rows = due::put_right(relay, claimed).await.expect("rows are put right");
+        let mut rows = line_up(relay, rows).await.expect("rows are left waiting");
         rows.sort_by_key(|row| self.place(row.message.job_id));
         self.turn = rows.iter().map(due::DueRow::id).collect();
         if arrives {
@@ -152,7 +163,7 @@ impl Replay {
         let messages: Vec<Message> = places.iter().map(|place| self.broker[*place].clone()).collect();
         places.iter().rev().for_each(|place| drop(self.broker.remove(*place)));
         self.claims += 1;
-        let (pool, name) = (&self.ground.pool, format!("{worker}#{}", self.claims));
+        let (pool, name) = (&self.ground.services, format!("{worker}#{}", self.claims));
         let mut claimed = claim(pool, &messages, &name, LEASE).await.expect("jobs are claimed");
         if answer_lost {
             let known: Vec<Uuid> = claimed.iter().map(|job| job.job_id).collect();
@@ -172,13 +183,21 @@ impl Replay {
         self.refuse(&refused).await;
     }
 
-    async fn refuse(&self, refused: &[Message]) {
-        let pool = &self.ground.pool;
+    pub async fn relay_checks(&self) {
+        due::make_due_again(&self.ground.other_relay, 0, 1_000).await.expect("rows are looked at");
+    }
+
+    pub async fn refuse(&self, refused: &[Message]) {
+        let pool = &self.ground.services;
         let job_ids: Vec<Uuid> = refused.iter().map(|message| message.job_id).collect();
         let standings = look_up(pool, &job_ids).await.expect("jobs are looked up");
         let (lost, others): (Vec<Standing>, Vec<Standing>) = standings.into_iter().partition(|it| it.lease_expired);
-        let leased = others.into_iter().filter(|it| it.status == Status::Processing).map(|it| it.job_id);
-        ring_later(pool, &leased.collect::<Vec<_>>()).await.expect("alarms are set");
+        let is_held = |message: &Message, it: &Standing| {
+            it.status == Status::Processing || (it.status, it.attempt) == (Status::Pending, message.attempt)
+        };
+        let is_to_check =
+            |message: &&Message| others.iter().any(|it| it.job_id == message.job_id && is_held(message, it));
+        check_again(pool, refused.iter().filter(is_to_check)).await.expect("rows are listed");
         for standing in lost {
             let settled = settle(pool, &[settlements::of_lost(&standing)]).await.expect("it is answered");
             assert!(settled.iter().all(|it| it.alarm_found), "the outbox row is gone");
@@ -189,10 +208,10 @@ impl Replay {
     pub async fn settle(&mut self, place: usize, verdict: Verdict, retry_at_once: bool, twice: bool) {
         let (worker, job, _) = self.under_way.remove(place);
         let settlement = settlements::of_attempt(worker, &job, verdict, retry_at_once);
-        let settled = settle(&self.ground.pool, std::slice::from_ref(&settlement)).await.expect("it is answered");
+        let settled = settle(&self.ground.services, std::slice::from_ref(&settlement)).await.expect("it is answered");
         assert!(settled.iter().all(|it| it.alarm_found), "the outbox row is gone");
         if twice {
-            let again = settle(&self.ground.pool, &[settlement]).await.expect("it is answered");
+            let again = settle(&self.ground.services, &[settlement]).await.expect("it is answered");
             assert_eq!(again, [], "an attempt was settled twice");
         }
     }

@@ -1,5 +1,6 @@
 //! Which steps a world can take: what is generated, and what remains possible when a failure is shrunk.
 
+use outbox::destination::breaker::Finding;
 use outbox::job::{Status, Verdict};
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
@@ -41,8 +42,15 @@ impl ReferenceStateMachine for Model {
     fn preconditions(world: &World, step: &Step) -> bool {
         match step {
             Step::Accept { .. } => world.jobs.len() < JOBS,
-            Step::RelayPublishes { .. } => world.turn.is_none() && world.jobs.iter().any(|job| rings(job.alarm)),
+            Step::RelayPublishes { .. } => world.turn.is_none() && any(world, World::is_publishable),
             Step::RelayEnds(end) => world.turn.as_ref().is_some_and(|turn| turn.arrived || *end != TurnEnd::Confirmed),
+            Step::RelayChecks => !world.checks.is_empty(),
+            Step::RelayGivesTurns => !world.lines.is_empty(),
+            Step::RelayHolds => any(world, World::is_to_hold),
+            Step::RelayLooks | Step::ClosedByHand => !world.sickness.is_closed(),
+            Step::RelayFreesStrays => world.sickness.is_closed() && any(world, World::is_held_for_destination),
+            Step::GiveBack { message } => can_give_back(world, *message),
+            Step::Report(finding) => world.sickness.is_news(*finding),
             Step::Duplicate { message } => *message < world.broker.len() && world.broker.len() < MESSAGES,
             Step::Deliver { messages, .. } => can_deliver(world, messages),
             Step::Settle { attempt, .. } => {
@@ -52,7 +60,7 @@ impl ReferenceStateMachine for Model {
             Step::Crash { worker } => world.under_way.iter().any(|attempt| attempt.worker == *worker),
             Step::LeaseExpires { job } => world.jobs.get(*job).is_some_and(Job::is_leased),
             Step::AlarmRings { job } => {
-                let silent = |alarm: Alarm| !alarm.due && !world.is_held(*job);
+                let silent = |alarm: Alarm| is_silent(alarm) && !world.is_held(*job);
                 world.jobs.get(*job).is_some_and(|job| job.alarm.is_some_and(silent))
             }
             Step::Cancel { job } => {
@@ -66,8 +74,8 @@ impl ReferenceStateMachine for Model {
 
 type Weighted = (u32, BoxedStrategy<Step>);
 
-fn rings(alarm: Option<Alarm>) -> bool {
-    alarm.is_some_and(|alarm| alarm.due)
+fn any(world: &World, is_it: fn(&World, usize) -> bool) -> bool {
+    (0..world.jobs.len()).any(|job| is_it(world, job))
 }
 
 /// A worker that has to touch a row which a relay holds would wait for the relay, and this test with it.
@@ -76,12 +84,30 @@ fn can_deliver(world: &World, messages: &[usize]) -> bool {
         return false;
     }
     let batch = world.batch(messages);
-    !batch.leased.iter().chain(&batch.lost).any(|job| world.is_held(*job))
+    !batch.lost.iter().any(|job| world.is_held(*job))
+}
+
+/// Only time makes it due.
+fn is_silent(alarm: Alarm) -> bool {
+    !alarm.due && alarm.waits.is_none()
+}
+
+/// A worker that has to settle for a lost one would wait for the relay that holds the row.
+fn can_give_back(world: &World, message: usize) -> bool {
+    let Some(message) = world.broker.get(message) else { return false };
+    let job = &world.jobs[message.job];
+    let is_lost = job.status == Status::Processing && job.lease_expired;
+    let would_wait = is_lost && world.is_held(message.job);
+    !world.sickness.is_closed() && !would_wait
 }
 
 fn of_owners(world: &World) -> Vec<Weighted> {
-    let accept = (prop::bool::weighted(0.2), 1..=5)
-        .prop_map(|(scheduled, max_attempts)| Step::Accept { scheduled, max_attempts });
+    let key = prop_oneof![2 => Just(None), 5 => Just(Some(0)), 1 => Just(Some(1))];
+    let accept = (prop::bool::weighted(0.2), 1..=5, key).prop_map(|(scheduled, max_attempts, key)| Step::Accept {
+        scheduled,
+        max_attempts,
+        key,
+    });
     let mut steps = Vec::new();
     if world.jobs.len() < JOBS {
         // Few jobs have long lives within the steps of a case.
@@ -95,10 +121,50 @@ fn of_owners(world: &World) -> Vec<Weighted> {
 }
 
 fn of_relays(world: &World) -> Vec<Weighted> {
+    let mut steps = of_turns(world);
+    if !world.checks.is_empty() {
+        steps.push((4, Just(Step::RelayChecks).boxed()));
+    }
+    if !world.lines.is_empty() {
+        steps.push((8, Just(Step::RelayGivesTurns).boxed()));
+    }
+    steps.extend(of_destinations(world));
+    steps
+}
+
+fn of_destinations(world: &World) -> Vec<Weighted> {
+    let mut steps = Vec::new();
+    let held = any(world, World::is_held_for_destination);
+    if any(world, World::is_to_hold) {
+        steps.push((5, Just(Step::RelayHolds).boxed()));
+    }
+    if !world.sickness.is_closed() {
+        steps.push((if held { 5 } else { 2 }, Just(Step::RelayLooks).boxed()));
+        steps.push((1, Just(Step::ClosedByHand).boxed()));
+    } else if held {
+        steps.push((5, Just(Step::RelayFreesStrays).boxed()));
+    }
+    if !world.jobs.is_empty() {
+        let findings = [
+            (1, Finding::Down { released: false }),
+            (3, Finding::StillDown),
+            (1, Finding::Slow { limit: 1_000 }),
+            (2, Finding::Recovered),
+        ];
+        let news = findings.into_iter().filter(|(_, finding)| world.sickness.is_news(*finding));
+        steps.extend(news.map(|(weight, finding)| (weight, Just(Step::Report(finding)).boxed())));
+    }
+    let given_back: Vec<usize> = (0..world.broker.len()).filter(|place| can_give_back(world, *place)).collect();
+    if !given_back.is_empty() {
+        steps.push((3, select(given_back).prop_map(|message| Step::GiveBack { message }).boxed()));
+    }
+    steps
+}
+
+fn of_turns(world: &World) -> Vec<Weighted> {
     let Some(turn) = &world.turn else {
         let publishes = prop::bool::weighted(0.85).prop_map(|arrives| Step::RelayPublishes { arrives });
-        let any_rings = world.jobs.iter().any(|job| rings(job.alarm));
-        return if any_rings { vec![(8, publishes.boxed())] } else { Vec::new() };
+        return if any(world, World::is_publishable) { vec![(8, publishes.boxed())] } else { Vec::new() };
     };
     let mut ends = vec![
         (2, Just(Step::RelayEnds(TurnEnd::Unconfirmed)).boxed()),
@@ -167,7 +233,7 @@ fn attempts(world: &World) -> BoxedStrategy<usize> {
 fn of_time(world: &World) -> Vec<Weighted> {
     let jobs = world.jobs.iter().enumerate();
     let leased: Vec<usize> = jobs.clone().filter(|(_, job)| job.is_leased()).map(|(place, _)| place).collect();
-    let silent = jobs.filter(|(_, job)| job.alarm.is_some_and(|alarm| !alarm.due)).map(|(place, _)| place);
+    let silent = jobs.filter(|(_, job)| job.alarm.is_some_and(is_silent)).map(|(place, _)| place);
     let silent: Vec<usize> = silent.collect();
     let mut steps = Vec::new();
     if !leased.is_empty() {

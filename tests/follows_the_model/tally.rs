@@ -1,8 +1,10 @@
 //! How often a run met what it is there for: one that never did shows nothing.
 
+use outbox::destination::breaker::State;
 use outbox::job::Status;
 
 use super::model::{Step, TurnEnd, World};
+use super::waiting::Waits;
 
 /// Counts over all cases of a run.
 #[derive(Clone, Copy, Debug, Default)]
@@ -18,6 +20,12 @@ pub struct Tally {
     pub confirms_lost: usize,
     /// Jobs cancelled.
     pub cancelled: usize,
+    /// Turns given to one of a key of which others wait.
+    pub turns: usize,
+    /// Rows held for their destination, by a relay or a worker.
+    pub held: usize,
+    /// Rows set free as probes.
+    pub probes: usize,
 }
 
 impl Tally {
@@ -44,6 +52,15 @@ impl Tally {
             Step::RelayEnds(TurnEnd::Killed) => {
                 self.confirms_lost += usize::from(world.turn.as_ref().is_some_and(|turn| turn.arrived));
             }
+            Step::RelayGivesTurns => self.turns += turns_with_others(world),
+            Step::RelayHolds => {
+                self.held += (0..world.jobs.len()).filter(|job| world.is_to_hold(*job)).count();
+            }
+            Step::RelayLooks => {
+                let is_probing = matches!(world.sickness.state, State::Open | State::HalfOpen);
+                let any_held = (0..world.jobs.len()).any(|job| world.is_held_for_destination(job));
+                self.probes += usize::from(is_probing && any_held);
+            }
             Step::Cancel { job } => self.cancelled += usize::from(world.jobs[*job].status == Status::Pending),
             _ => {}
         }
@@ -51,6 +68,15 @@ impl Tally {
 
     /// Whether each of them happened.
     pub fn is_complete(&self) -> bool {
-        [self.zombies, self.stale, self.taken_over, self.confirms_lost, self.cancelled].iter().all(|count| *count > 0)
+        let ends = [self.zombies, self.stale, self.taken_over, self.confirms_lost, self.cancelled];
+        ends.iter().chain(&[self.turns, self.held, self.probes]).all(|count| *count > 0)
     }
+}
+
+fn turns_with_others(world: &World) -> usize {
+    let waiting = |key: u8| {
+        let of_key = world.jobs.iter().filter(move |job| job.key == Some(key));
+        of_key.filter(|job| job.alarm.is_some_and(|alarm| alarm.waits == Some(Waits::Turn))).count()
+    };
+    world.lines.iter().filter(|key| waiting(**key) > 1).count()
 }

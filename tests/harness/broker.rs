@@ -7,9 +7,9 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use lapin::options::{
     BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, ExchangeDeleteOptions,
-    QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+    QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions,
 };
-use lapin::types::FieldTable;
+use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Consumer, ExchangeKind};
 use tokio::sync::{Mutex, watch};
 
@@ -56,6 +56,14 @@ impl Broker {
     /// Messages in the queue that no worker holds.
     pub async fn ready(&self) -> u32 {
         self.count(&self.names.queue).await
+    }
+
+    /// Consumers of the queue.
+    pub async fn consumers(&self) -> u32 {
+        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let queue = self.names.queue.as_str().into();
+        let queue = self.channel().await.queue_declare(queue, passive, FieldTable::default()).await;
+        queue.expect("the queue exists").consumer_count()
     }
 
     /// Whether the queue exists.
@@ -128,6 +136,32 @@ impl Broker {
         let queue = self.names.queue.as_str().into();
         let deleted = self.channel().await.queue_delete(queue, QueueDeleteOptions::default()).await;
         deleted.expect("the queue goes");
+    }
+
+    /// Takes all messages out of the queue.
+    pub async fn purge(&self) {
+        let queue = self.names.queue.as_str().into();
+        let purged = self.channel().await.queue_purge(queue, QueuePurgeOptions::default()).await;
+        purged.expect("the queue can be emptied");
+    }
+
+    /// Deletes the queue and declares it anew at once, as the relay would: RabbitMQ 3.10 and 3.12 tell its consumers
+    /// nothing, and hand them nothing more.
+    pub async fn replace_queue(&self) {
+        let (channel, names) = (self.channel().await, &self.names);
+        let text = |text: &str| AMQPValue::LongString(text.into());
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-queue-type".into(), text("quorum"));
+        arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(20));
+        arguments.insert("x-dead-letter-exchange".into(), text(""));
+        arguments.insert("x-dead-letter-routing-key".into(), text(&format!("{}.dead", names.queue)));
+        let queue = || names.queue.as_str().into();
+        channel.queue_delete(queue(), QueueDeleteOptions::default()).await.expect("the queue goes");
+        let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        channel.queue_declare(queue(), durable, arguments).await.expect("the queue comes");
+        let (exchange, key) = (names.exchange.as_str().into(), names.routing_key.as_str().into());
+        let bound = channel.queue_bind(queue(), exchange, key, QueueBindOptions::default(), FieldTable::default());
+        bound.await.expect("the binding comes");
     }
 
     /// Removes the way from the exchange to the queue.

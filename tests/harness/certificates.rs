@@ -13,6 +13,7 @@ use rustls::{RootCertStore, ServerConfig};
 use time::{Duration, OffsetDateTime};
 use tokio::io::{AsyncWriteExt, copy, sink};
 use tokio::net::TcpStream;
+use tokio::time::sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use uuid::Uuid;
@@ -66,6 +67,20 @@ impl Authority {
         self.sign(&parameters)
     }
 
+    /// A certificate whose time has not come.
+    #[must_use]
+    pub fn issue_early(&self, name: &str) -> Identity {
+        let mut parameters = parameters(&[name]);
+        (parameters.not_before, parameters.not_after) = (now() + Duration::DAY, now() + Duration::DAY * 2);
+        self.sign(&parameters)
+    }
+
+    /// A certificate for no host at all.
+    #[must_use]
+    pub fn issue_nameless(&self) -> Identity {
+        self.sign(&parameters(&[]))
+    }
+
     fn sign(&self, parameters: &CertificateParams) -> Identity {
         let key = new_key();
         let certificate = parameters.signed_by(&key, &self.issuer).expect("the parameters can be signed");
@@ -88,15 +103,31 @@ impl Identity {
         Self { certificate: certificate.pem(), key: key.serialize_pem() }
     }
 
+    /// The same that says it is an authority's, as those that `openssl req -x509` makes.
+    #[must_use]
+    pub fn authoritys_own(name: &str) -> Self {
+        let mut parameters = parameters(&[name]);
+        parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = new_key();
+        let certificate = parameters.self_signed(&key).expect("the parameters can be signed");
+        Self { certificate: certificate.pem(), key: key.serialize_pem() }
+    }
+
     /// A server that shows this certificate and, if an authority is named, asks for one of its. It answers
     /// every request with 200.
     pub async fn serve(&self, clients: Option<&Authority>) -> RawServer {
-        let acceptor = self.acceptor(clients);
+        self.serve_after(std::time::Duration::ZERO, clients).await
+    }
+
+    /// The same, each answer after this time.
+    pub async fn serve_after(&self, pause: std::time::Duration, clients: Option<&Authority>) -> RawServer {
+        let acceptor = self.acceptor(clients, &[]);
         RawServer::start(move |connection| {
             let acceptor = acceptor.clone();
             async move {
                 let mut connection = accept(connection, &acceptor).await?;
                 connection.request().await?;
+                sleep(pause).await;
                 connection.stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await?;
                 connection.stream.shutdown().await
             }
@@ -104,7 +135,7 @@ impl Identity {
         .await
     }
 
-    fn acceptor(&self, clients: Option<&Authority>) -> TlsAcceptor {
+    pub(crate) fn acceptor(&self, clients: Option<&Authority>, protocols: &[&str]) -> TlsAcceptor {
         let provider = Arc::new(ring::default_provider());
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider));
         let builder = builder.with_safe_default_protocol_versions().expect("ring knows them");
@@ -117,7 +148,9 @@ impl Identity {
         };
         let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).expect("it is a key");
         let config = builder.with_single_cert(vec![certificate(&self.certificate)], key);
-        TlsAcceptor::from(Arc::new(config.expect("the key is the certificate's")))
+        let mut config = config.expect("the key is the certificate's");
+        config.alpn_protocols = protocols.iter().map(|it| it.as_bytes().to_vec()).collect();
+        TlsAcceptor::from(Arc::new(config))
     }
 }
 

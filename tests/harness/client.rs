@@ -8,6 +8,8 @@ use reqwest::header::HeaderMap;
 use reqwest::{Method, RequestBuilder};
 use serde_json::Value;
 use sha2::Sha256;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use uuid::Uuid;
 
 /// A webhook that was answered with 202.
@@ -147,6 +149,17 @@ impl Client {
         self.0.http.request(method, format!("{}{path}", self.0.url)).bearer_auth(&self.0.api_token)
     }
 
+    /// What the api says to these bytes, until it closes the connection.
+    pub async fn raw(&self, request: &[u8]) -> String {
+        let address = self.0.url.trim_start_matches("http://");
+        let mut stream = TcpStream::connect(address).await.expect("the api listens");
+        // It may have closed before it has read all of them.
+        let _ = stream.write_all(request).await;
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+        String::from_utf8(answer).expect("the answer is text")
+    }
+
     /// Asks for a job to be cancelled.
     pub async fn cancel(&self, id: Uuid) -> Response {
         send(self.delete(id).bearer_auth(&self.0.api_token)).await.expect("the api answers")
@@ -161,7 +174,9 @@ impl Client {
     }
 }
 
-pub(crate) fn http_client() -> reqwest::Client {
+/// A client that asks nobody but whom it is told to, and waits for 30 s at the most.
+#[must_use]
+pub fn http_client() -> reqwest::Client {
     // Fails when it was done before, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(30)).build();

@@ -1,14 +1,28 @@
 //! A database for each test, copied from a template that was migrated once.
 
-use std::net::SocketAddr;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
+use clap::Parser;
+use outbox::database::{DatabaseConfig, Pool};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
+use sqlx::{AssertSqlSafe, Connection, Decode, PgConnection, PgPool, Postgres, Type};
 
 use crate::Servers;
 use crate::processes::{self, Program};
+
+/// A pool as the services have theirs, for what a test does in their place.
+#[must_use]
+pub fn service_pool(url: &str, connections: u32, settings: &[(&str, &str)]) -> Pool {
+    #[derive(Parser)]
+    struct Config {
+        #[command(flatten)]
+        database: DatabaseConfig,
+    }
+    let config = Config::parse_from(["test", "--database-url", url]).database;
+    config.pool_with("test", connections, Duration::from_secs(10), settings)
+}
 
 /// What watches the state machine from inside the database, so that no transition goes unseen.
 const OBSERVER: &str = include_str!("observer.sql");
@@ -35,9 +49,10 @@ impl Database {
         execute(&servers.database_url, &format!("CREATE DATABASE {name} TEMPLATE {template}")).await;
         let url = with_database(&servers.database_url, &name);
         let pool = PgPoolOptions::new().max_connections(8).connect(&url).await.expect("Postgres takes connections");
-        // A copy does not have these.
+        // A copy does not have these, and is an installation of its own.
         let rights = format!(
-            "REVOKE ALL ON DATABASE {name} FROM PUBLIC;
+            "UPDATE installation SET id = gen_random_uuid();
+             REVOKE ALL ON DATABASE {name} FROM PUBLIC;
              GRANT CONNECT ON DATABASE {name} TO outhook_api, outhook_relay, outhook_worker, outhook_reader, outhook_enqueuer"
         );
         sqlx::raw_sql(AssertSqlSafe(rights)).execute(&pool).await.expect("the owner may do it");
@@ -50,11 +65,11 @@ impl Database {
         as_user_of(&self.url, role)
     }
 
-    /// The URL by way of a proxy.
-    pub(crate) fn url_through(&self, proxy: SocketAddr) -> String {
+    /// The URL at another host, or at several.
+    pub(crate) fn url_at(&self, hosts: &str) -> String {
         let (user, rest) = self.url.split_once('@').expect("the servers' URL names a user");
         let (_, name) = rest.split_once('/').expect("the servers' URL names a database");
-        format!("{user}@{proxy}/{name}")
+        format!("{user}@{hosts}/{name}")
     }
 
     /// The URL of a user that is made now, and may do what the services together may.
@@ -75,7 +90,9 @@ async fn create_template(servers: &Servers) -> String {
     let name = "outhook_template".to_owned();
     execute(&servers.database_url, &format!("CREATE DATABASE {name}")).await;
     let url = with_database(&servers.database_url, &name);
-    processes::run(Program::Migrate, &[("DATABASE_URL", &url)], &["--roles"]).await;
+    // Whatever certificate a server shows: it is the test's own.
+    let unencrypted = format!("{url}?sslmode=disable");
+    processes::run(Program::Migrate, &[("DATABASE_URL", &unencrypted)], &["--roles"]).await;
     for role in ROLES {
         execute(&url, &format!("CREATE ROLE outhook_{role}_login LOGIN IN ROLE outhook_{role}")).await;
     }
@@ -91,8 +108,11 @@ pub(crate) fn as_user_of(url: &str, role: &str) -> String {
     url.replacen(OWNER, &format!("//outhook_{role}_login@"), 1)
 }
 
+/// The same without what surrounds it.
+pub(crate) const OWNER_NAME: &str = "outhook";
+
 /// Runs statements on a connection that is closed before this returns: a template must have none.
-async fn execute(url: &str, statements: &str) {
+pub(crate) async fn execute(url: &str, statements: &str) {
     let options = PgConnectOptions::from_str(url).expect("the servers' URL is one");
     let mut connection = PgConnection::connect_with(&options).await.expect("Postgres takes connections");
     let result = sqlx::raw_sql(AssertSqlSafe(statements)).execute(&mut connection).await;
@@ -100,6 +120,16 @@ async fn execute(url: &str, statements: &str) {
         panic!("{error}, in: {statements}");
     }
     connection.close().await.expect("the connection closes");
+}
+
+/// The one value of a statement's one row, on a connection of its own.
+pub(crate) async fn query<T>(url: &str, statement: &str) -> T
+where
+    T: for<'row> Decode<'row, Postgres> + Type<Postgres> + Send + Unpin,
+{
+    let mut connection = PgConnection::connect(url).await.expect("Postgres takes connections");
+    let value = sqlx::query_scalar(AssertSqlSafe(statement)).fetch_one(&mut connection).await;
+    value.unwrap_or_else(|error| panic!("{error}, in: {statement}"))
 }
 
 fn with_database(url: &str, name: &str) -> String {

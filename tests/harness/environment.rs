@@ -11,7 +11,7 @@ use crate::database::{Database, as_user_of};
 use crate::processes::Program;
 
 /// Variables of a service.
-pub(crate) type Environment = BTreeMap<&'static str, String>;
+pub type Environment = BTreeMap<&'static str, String>;
 
 /// A stack's own secrets.
 pub(crate) struct Secrets {
@@ -42,7 +42,7 @@ pub(crate) fn with_own_users(mut environment: Environment, program: Program) -> 
     };
     for (name, value) in &mut environment {
         match *name {
-            "DATABASE_URL" => *value = as_user_of(value, role),
+            "DATABASE_URL" | "DATABASE_DIRECT_URL" => *value = as_user_of(value, role),
             "RABBITMQ_URL" => *value = value.replacen(ADMINISTRATOR, &format!("//outhook_{role}:outhook_{role}@"), 1),
             _ => {}
         }

@@ -5,6 +5,7 @@
 //! every invariant. Everything of a stack has names of its own, so tests run in parallel.
 
 pub mod client;
+pub mod http2_server;
 pub mod invariants;
 pub mod load;
 pub mod stack;
@@ -12,16 +13,25 @@ pub mod stack;
 pub mod attempts;
 pub mod broker;
 pub mod certificates;
+pub mod cluster;
+pub mod collector;
 pub mod database;
 mod environment;
 pub mod forward_proxy;
+pub mod latency;
 pub mod management;
+pub mod nginx;
+pub mod plain_publisher;
+pub mod pooler;
+pub mod postgres_with_tls;
 pub mod processes;
 pub mod raw_server;
 pub mod servers;
 pub mod signing;
 pub mod small_disk;
+pub mod standby;
 pub mod tcp_proxy;
+pub mod tls_broker;
 pub mod wait;
 
 pub use client::{Accepted, Client, Job};

@@ -20,7 +20,7 @@ pub struct User {
 }
 
 /// A user's rights: the names, as regular expressions, of what it may configure, write to and read from.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Rights {
     /// To declare and delete.
     pub configure: Vec<String>,
@@ -39,12 +39,16 @@ impl Management {
 
     /// Makes the broker refuse what is published to a queue that is this long.
     pub async fn limit_queue(&self, queue: &str, messages: u32) {
-        let definition = json!({ "max-length": messages, "overflow": "reject-publish" });
+        self.set_policy(queue, &json!({ "max-length": messages, "overflow": "reject-publish" })).await;
+    }
+
+    /// Gives a queue a policy, in place of the one that it had.
+    pub async fn set_policy(&self, queue: &str, definition: &Value) {
         let policy = json!({ "pattern": format!("^{queue}$"), "apply-to": "queues", "definition": definition });
         self.put(&policy_of(queue), &policy).await;
     }
 
-    /// Lifts the limit.
+    /// Takes the queue's policy away.
     pub async fn lift_limit(&self, queue: &str) {
         self.send(self.http.delete(format!("{}{}", self.url, policy_of(queue)))).await;
     }
@@ -55,6 +59,12 @@ impl Management {
         let user = User { name: name.to_owned() };
         self.let_configure(&user, true).await;
         user
+    }
+
+    /// A user who may look at everything and do nothing, whose name and password are the same.
+    pub async fn create_monitor(&self, name: &str) {
+        self.put(&format!("/api/users/{name}"), &json!({ "password": name, "tags": "monitoring" })).await;
+        self.grant(&User { name: name.to_owned() }, &Rights::default()).await;
     }
 
     /// Gives or takes the right to declare queues and exchanges.

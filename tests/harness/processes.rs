@@ -11,6 +11,7 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::{OnceCell, watch};
 use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
 
 use crate::servers::{SERVICE_TIMEOUT, workspace};
 
@@ -84,6 +85,18 @@ pub async fn output(program: Program, environment: &[(&str, &str)], arguments: &
     timeout(SERVICE_TIMEOUT, output).await.expect("the program ends in time").expect("it can be run")
 }
 
+/// The end of a program whose words go there.
+pub async fn status_into(
+    program: Program,
+    environment: &[(&str, &str)],
+    stdout: impl Into<Stdio>,
+    stderr: impl Into<Stdio>,
+) -> ExitStatus {
+    let mut command = command(program, environment).await;
+    let status = command.stdout(stdout).stderr(stderr).status();
+    timeout(SERVICE_TIMEOUT, status).await.expect("the program ends in time").expect("it can be run")
+}
+
 /// Runs a program to its end, which must be a good one.
 pub async fn run(program: Program, environment: &[(&str, &str)], arguments: &[&str]) {
     let output = output(program, environment, arguments).await;
@@ -105,12 +118,24 @@ async fn command(program: Program, environment: &[(&str, &str)]) -> Command {
     command
 }
 
+/// The processor time that a process of this machine has used so far.
+#[must_use]
+pub fn processor_time_of(pid: i32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
+    // After the name in brackets: the 12th and the 13th field, user and system time (proc(5)).
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
+    let ticks: u32 = fields.map(|field| field.parse::<u32>().expect("a number of ticks")).sum();
+    Duration::from_secs(1) * ticks / TICKS_PER_SECOND
+}
+
 /// A running service. Killed when dropped.
 pub struct Process {
     name: String,
     child: Child,
     pid: Pid,
     log: Arc<Log>,
+    /// What reads the log; at its end, all of it is there.
+    reading: TaskTracker,
     /// Where its metrics are, if it serves them.
     metrics_address: Option<String>,
 }
@@ -124,16 +149,24 @@ struct Log {
 impl Process {
     /// Starts a service. `name` is for messages and for the file of its log.
     pub async fn start(name: String, program: Program, environment: &[(&str, &str)]) -> Self {
+        Self::start_into(name, program, environment, Stdio::piped()).await
+    }
+
+    /// The same with its log into `stderr`; if that is not piped, nobody keeps it.
+    pub async fn start_into(name: String, program: Program, environment: &[(&str, &str)], stderr: Stdio) -> Self {
         let mut command = command(program, environment).await;
-        let mut child =
-            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary can be started");
+        let mut child = command.stdout(Stdio::piped()).stderr(stderr).spawn().expect("the binary can be started");
         let pid = child.id().and_then(|id| Pid::from_raw(id.cast_signed())).expect("it was started just now");
         let log = Arc::new(Log { lines: Mutex::default(), changed: watch::Sender::new(()) });
-        tokio::spawn(keep_lines(child.stdout.take().expect("stdout is piped"), Arc::clone(&log)));
-        tokio::spawn(keep_lines(child.stderr.take().expect("stderr is piped"), Arc::clone(&log)));
+        let reading = TaskTracker::new();
+        reading.spawn(keep_lines(child.stdout.take().expect("stdout is piped"), Arc::clone(&log)));
+        if let Some(stderr) = child.stderr.take() {
+            reading.spawn(keep_lines(stderr, Arc::clone(&log)));
+        }
+        reading.close();
         let metrics_address = environment.iter().find(|(name, _)| *name == "METRICS_ADDR");
         let metrics_address = metrics_address.map(|(_, address)| (*address).to_owned());
-        Self { name, child, pid, log, metrics_address }
+        Self { name, child, pid, log, reading, metrics_address }
     }
 
     /// The process's name.
@@ -150,24 +183,47 @@ impl Process {
 
     /// Waits until a line holds this word: `ready` is not in `already`.
     pub async fn wait_for_word(&mut self, word: &str) {
-        let is_it = |line: &String| line.split(|it: char| !it.is_alphanumeric() && it != '_').any(|it| it == word);
+        self.wait_for_one_of(&[word]).await;
+    }
+
+    /// Waits until a line holds one of these words, and returns the first that is there.
+    pub async fn wait_for_one_of<'word>(&mut self, words: &[&'word str]) -> &'word str {
         let mut changed = self.log.changed.subscribe();
         let waiting = async {
-            while !self.log.lines().iter().any(is_it) {
+            loop {
+                if let Some(word) = self.log.first_of(words) {
+                    return word;
+                }
                 tokio::select! {
                     _ = changed.changed() => {}
-                    status = self.child.wait() => panic!("{} ended with {status:?} before it was {word}", self.name),
+                    status = self.child.wait() => {
+                        self.reading.wait().await;
+                        let said = self.log.first_of(words);
+                        return said.unwrap_or_else(|| panic!("{} ended with {status:?} before {words:?}", self.name));
+                    }
                 }
             }
         };
         let waited = timeout(SERVICE_TIMEOUT, waiting).await;
-        assert!(waited.is_ok(), "{} was not {word} within {SERVICE_TIMEOUT:?}", self.name);
+        waited.unwrap_or_else(|_| panic!("{} was not {words:?} within {SERVICE_TIMEOUT:?}", self.name))
+    }
+
+    /// Where its metrics and probes are: `http://…/metrics`.
+    #[must_use]
+    pub fn metrics_url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.metrics_address.as_deref().expect("the process serves metrics"))
+    }
+
+    /// The value of one series, as in `name{label="value"}`; 0 if there is none.
+    pub async fn series(&self, series: &str) -> f64 {
+        let text = crate::client::fetch(&self.metrics_url("/metrics")).await;
+        let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok());
+        value.unwrap_or_default()
     }
 
     /// The value of a counter, summed over its labels; 0 before it was first raised.
     pub async fn counter(&self, name: &str) -> f64 {
-        let address = self.metrics_address.as_deref().expect("the process serves metrics");
-        let text = crate::client::fetch(&format!("http://{address}/metrics")).await;
+        let text = crate::client::fetch(&self.metrics_url("/metrics")).await;
         let values = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
         values.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
     }
@@ -175,11 +231,7 @@ impl Process {
     /// The processor time that it has used so far.
     #[must_use]
     pub fn processor_time(&self) -> Duration {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid.as_raw_nonzero())).expect("it runs");
-        // After the name in brackets: the 12th and the 13th field, user and system time (proc(5)).
-        let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
-        let ticks: u32 = fields.map(|field| field.parse::<u32>().expect("a number of ticks")).sum();
-        Duration::from_secs(1) * ticks / TICKS_PER_SECOND
+        processor_time_of(self.pid.as_raw_nonzero().get())
     }
 
     /// The most memory that it has had so far, in bytes.
@@ -193,8 +245,14 @@ impl Process {
     /// Lets it open only so many files more than it has open now: sockets are files too. Lifted by
     /// [`Self::lift_file_limit`].
     pub fn limit_files_to_open(&self, more: u64) {
+        self.limit_files(self.open_files() + more);
+    }
+
+    /// Files that it has open, sockets among them.
+    #[must_use]
+    pub fn open_files(&self) -> u64 {
         let open = std::fs::read_dir(format!("/proc/{}/fd", self.pid.as_raw_nonzero())).expect("the process runs");
-        self.limit_files(open.count() as u64 + more);
+        open.count() as u64
     }
 
     /// Lets it open as many files as usual again.
@@ -213,9 +271,18 @@ impl Process {
         kill_process(self.pid, signal).unwrap_or_else(|error| panic!("{} cannot be signalled: {error}", self.name));
     }
 
+    /// Whether it stands still after SIGSTOP.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid.as_raw_nonzero())).expect("it runs");
+        // After the name in brackets: its state (proc(5)).
+        stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with('T')
+    }
+
     /// Ends it by SIGKILL: nothing of what it was doing is finished.
     pub async fn kill(&mut self) {
         self.child.kill().await.expect("a running child can be killed");
+        self.reading.wait().await;
     }
 
     /// Whether it ended by itself.
@@ -223,16 +290,23 @@ impl Process {
         self.child.try_wait().expect("a child can be asked")
     }
 
+    /// Its end, and that of its log: the last line may be read when the process is gone already.
+    async fn ended(&mut self) -> std::io::Result<ExitStatus> {
+        let status = self.child.wait().await;
+        self.reading.wait().await;
+        status
+    }
+
     /// Waits for its end.
     pub async fn wait(&mut self, limit: Duration) -> ExitStatus {
-        let status = timeout(limit, self.child.wait()).await;
+        let status = timeout(limit, self.ended()).await;
         let status = status.unwrap_or_else(|_| panic!("{} did not end within {limit:?}", self.name));
         status.expect("a child can be waited for")
     }
 
     /// Waits until it has passed its kill point; it must not end in any other way.
     pub async fn wait_for_kill_point(&mut self, point: &str, limit: Duration) {
-        let status = timeout(limit, self.child.wait()).await;
+        let status = timeout(limit, self.ended()).await;
         let status = status.unwrap_or_else(|_| panic!("{} did not pass {point} within {limit:?}", self.name));
         let signal = status.expect("a child can be waited for").signal();
         assert_eq!(signal, Some(Signal::KILL.as_raw()), "{} ended before {point}", self.name);
@@ -267,6 +341,13 @@ impl Process {
 }
 
 impl Log {
+    /// The first word of its lines that is one of these.
+    fn first_of<'word>(&self, words: &[&'word str]) -> Option<&'word str> {
+        let lines = self.lines();
+        let mut said = lines.iter().flat_map(|line| line.split(|it: char| !it.is_alphanumeric() && it != '_'));
+        said.find_map(|said| words.iter().copied().find(|word| *word == said))
+    }
+
     fn lines(&self) -> Vec<String> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -1,7 +1,7 @@
 //! A server that a test scripts byte by byte: receivers that misbehave, and listeners that must not be reached.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -20,6 +20,24 @@ pub struct RawServer {
 struct Seen {
     connections: AtomicU64,
     requests: Mutex<Vec<String>>,
+}
+
+/// Sockets that listen, each on another address of this machine: to whoever delivers, as many hosts. Until somebody
+/// accepts them, connections are made and what is sent there is never answered.
+pub async fn listen_on_hosts(count: usize) -> Vec<TcpListener> {
+    let mut listeners = Vec::new();
+    for host in 0..count {
+        let [.., third, fourth] = (host + 1).to_be_bytes();
+        listeners
+            .push(TcpListener::bind((Ipv4Addr::new(127, 1, third, fourth), 0)).await.expect("loopback has free ports"));
+    }
+    listeners
+}
+
+/// A URL that leads to whoever listens.
+#[must_use]
+pub fn url_of(listener: &TcpListener) -> String {
+    format!("http://{}/hook", listener.local_addr().expect("a bound socket has an address"))
 }
 
 /// A connection to the server, to be treated as the test likes.

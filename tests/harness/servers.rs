@@ -2,6 +2,7 @@
 //! breaks them.
 
 use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::OnceLock;
@@ -25,9 +26,14 @@ pub struct Servers {
     pub rabbitmq_url: String,
     /// Where RabbitMQ's management API is.
     pub management_url: String,
+    /// The name of RabbitMQ's node.
+    pub rabbitmq_node: String,
     /// The template that tests' databases are copied from, once it exists.
     pub(crate) template: OnceCell<String>,
+    postgres_address: SocketAddr,
     directory: PathBuf,
+    /// What they were started with, and are started again.
+    environment: Vec<(&'static str, String)>,
     holder: Child,
     /// Its closing is what tells the holder to stop the servers; the system closes it when we die.
     stdin: Option<ChildStdin>,
@@ -43,7 +49,7 @@ pub enum Server {
 }
 
 impl Server {
-    fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Postgres => "postgres",
             Self::RabbitMq => "rabbitmq",
@@ -55,17 +61,34 @@ impl Servers {
     /// The pair that tests share which do not break it. Started by the first one that asks.
     pub async fn shared() -> &'static Self {
         static SHARED: OnceLock<Servers> = OnceLock::new();
-        tokio::task::spawn_blocking(|| SHARED.get_or_init(|| Self::start(&[]))).await.expect("the servers start")
+        tokio::task::spawn_blocking(|| SHARED.get_or_init(|| Self::start(&[], Vec::new())))
+            .await
+            .expect("the servers start")
     }
 
     /// A pair of one's own, to be killed and wiped.
     pub async fn private() -> Self {
-        tokio::task::spawn_blocking(|| Self::start(&[])).await.expect("the servers start")
+        tokio::task::spawn_blocking(|| Self::start(&[], Vec::new())).await.expect("the servers start")
     }
 
     /// One server of one's own, to be killed and wiped; the other one of the pair is not there.
     pub async fn private_only(server: Server) -> Self {
-        let start = move || Self::start(&["--only", server.name()]);
+        let start = move || Self::start(&["--only", server.name()], Vec::new());
+        tokio::task::spawn_blocking(start).await.expect("the server starts")
+    }
+
+    /// A broker of one's own with more lines in its `rabbitmq.conf`.
+    pub async fn private_broker(lines: String) -> Self {
+        let start = move || Self::start(&["--only", Server::RabbitMq.name()], vec![("RABBITMQ_CONF_EXTRA", lines)]);
+        tokio::task::spawn_blocking(start).await.expect("the server starts")
+    }
+
+    /// A broker of one's own that is a node of `first`'s cluster, which it joins; without one, the first of its cluster.
+    pub(crate) async fn cluster_node(first: Option<&Self>) -> Self {
+        let directory = new_directory();
+        let cluster = first.map_or(&directory, |first| &first.directory).display().to_string();
+        let options = ["--only", Server::RabbitMq.name()];
+        let start = move || Self::start_in(directory, &options, vec![("RABBITMQ_CLUSTER", cluster)]);
         tokio::task::spawn_blocking(start).await.expect("the server starts")
     }
 
@@ -104,7 +127,39 @@ impl Servers {
         self.script(&[&["rabbitmqctl", "--"], arguments].concat()).await;
     }
 
+    /// Gives all of the broker's quorum queues a member on this node.
+    pub async fn grow_queues(&self) {
+        self.script(&["rabbitmq-queues", "--", "grow", &self.rabbitmq_node, "all"]).await;
+    }
+
+    /// All that Postgres has logged so far.
+    #[must_use]
+    pub fn postgres_log(&self) -> String {
+        self.log_of(Server::Postgres)
+    }
+
+    /// All that RabbitMQ has logged so far.
+    #[must_use]
+    pub fn rabbitmq_log(&self) -> String {
+        self.log_of(Server::RabbitMq)
+    }
+
+    fn log_of(&self, server: Server) -> String {
+        let log = std::fs::read(self.directory.join(format!("log/{}.log", server.name()))).expect("a server has a log");
+        String::from_utf8_lossy(&log).into_owned()
+    }
+
+    /// Where Postgres itself is, whatever way `database_url` goes.
+    #[must_use]
+    pub fn postgres_address(&self) -> SocketAddr {
+        self.postgres_address
+    }
+
     async fn script(&self, arguments: &[&str]) {
+        self.script_with(arguments, &[]).await;
+    }
+
+    pub(crate) async fn script_with(&self, arguments: &[&str], environment: &[(&str, &str)]) {
         let (command, options) = arguments.split_first().expect("a script's first argument is its command");
         let status = tokio::process::Command::new(script())
             .arg(command)
@@ -114,20 +169,26 @@ impl Servers {
             .stdout(Stdio::null())
             .env("POSTGRES_OPTIONS", POSTGRES_OPTIONS)
             .envs(BROKER_NAMES)
+            .envs(self.environment.iter().map(|(name, value)| (*name, value)))
+            .envs(environment.iter().copied())
             .status()
             .await
             .expect("scripts/servers can be run");
         assert!(status.success(), "scripts/servers {arguments:?} ended with {status}");
     }
 
-    fn start(options: &[&str]) -> Self {
-        let directory = new_directory();
+    pub(crate) fn start(options: &[&str], environment: Vec<(&'static str, String)>) -> Self {
+        Self::start_in(new_directory(), options, environment)
+    }
+
+    fn start_in(directory: PathBuf, options: &[&str], environment: Vec<(&'static str, String)>) -> Self {
         let mut holder = Command::new(script())
             .args(["hold", "--dir"])
             .arg(&directory)
             .args(options)
             .env("POSTGRES_OPTIONS", POSTGRES_OPTIONS)
             .envs(BROKER_NAMES)
+            .envs(environment.iter().map(|(name, value)| (*name, value)))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -139,12 +200,16 @@ impl Servers {
         for line in BufReader::new(stdout).lines().map_while(Result::ok) {
             if line == "READY" {
                 let mut take = |name: &str| values.remove(name).unwrap_or_else(|| panic!("hold printed no {name}"));
+                let database_url: String = take("DATABASE_URL");
                 return Self {
-                    database_url: take("DATABASE_URL"),
+                    postgres_address: address_of(&database_url),
+                    database_url,
                     rabbitmq_url: take("RABBITMQ_URL"),
                     management_url: take("RABBITMQ_MANAGEMENT_URL"),
+                    rabbitmq_node: take("RABBITMQ_NODE"),
                     template: OnceCell::new(),
                     directory,
+                    environment,
                     holder,
                     stdin,
                 };
@@ -155,6 +220,13 @@ impl Servers {
         }
         panic!("scripts/servers hold ended with {:?}; what it said is above", holder.wait());
     }
+}
+
+/// The address of a server's URL.
+pub(crate) fn address_of(url: &str) -> SocketAddr {
+    let authority = url.split("//").nth(1).and_then(|rest| rest.split('/').next()).expect("a URL has a host");
+    let host = authority.rsplit('@').next().expect("a split has a part");
+    host.parse().expect("the servers' URLs have an address and a port")
 }
 
 impl Drop for Servers {

@@ -5,7 +5,7 @@ use base64::prelude::BASE64_STANDARD;
 use hmac::{Hmac, KeyInit, Mac};
 use receiver::Received;
 use reqwest::Method;
-use ring::signature::{ED25519, UnparsedPublicKey};
+use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use serde_json::Value;
 use sha2::Sha256;
 use uuid::Uuid;
@@ -29,6 +29,14 @@ pub fn v1_key() -> String {
 #[must_use]
 pub fn v1a_key() -> String {
     format!("whsk_{}", random_key())
+}
+
+/// The same asymmetric key in its longer form: the seed, and the public key behind it.
+#[must_use]
+pub fn with_public_key(key: &str) -> String {
+    let seed = BASE64_STANDARD.decode(key.strip_prefix("whsk_").expect("a private key")).expect("base64");
+    let pair = Ed25519KeyPair::from_seed_unchecked(&seed).expect("a seed");
+    format!("whsk_{}", BASE64_STANDARD.encode([&seed, pair.public_key().as_ref()].concat()))
 }
 
 /// A stack that can keep keys, whose receiver does not verify with the default one.

@@ -1,6 +1,7 @@
 //! The whole of Outhook for one test: its own database, queue, processes and receiver.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,8 @@ use uuid::Uuid;
 
 use crate::broker::{Broker, Names, Wire};
 use crate::database::Database;
-use crate::environment::{self, Environment, Secrets};
+pub use crate::environment::Environment;
+use crate::environment::{self, Secrets};
 use crate::invariants::{self, Evidence};
 use crate::processes::{Process, Program};
 use crate::servers::free_port;
@@ -20,7 +22,9 @@ use crate::{Accepted, Client, Servers, TcpProxy};
 /// How a stack is set up.
 pub struct StackBuilder {
     test: &'static str,
-    database_proxy: Option<SocketAddr>,
+    database_at: Option<String>,
+    database_parameters: String,
+    database_direct: bool,
     database_role: Option<&'static str>,
     receiver_verifies: bool,
     relays: usize,
@@ -28,7 +32,11 @@ pub struct StackBuilder {
     common: Environment,
     relay: Environment,
     worker: Environment,
+    rewrite: Rewrite,
 }
+
+/// Says the variables of a process in another way.
+type Rewrite = Box<dyn Fn(Environment) -> Environment + Send + Sync>;
 
 impl StackBuilder {
     /// How many relays start with it; 1 unless said.
@@ -66,10 +74,37 @@ impl StackBuilder {
         self
     }
 
+    /// Every process is given its variables as `rewrite` says them.
+    #[must_use]
+    pub fn rewrite(mut self, rewrite: impl Fn(Environment) -> Environment + Send + Sync + 'static) -> Self {
+        self.rewrite = Box::new(rewrite);
+        self
+    }
+
     /// The services reach the database through this proxy; the test itself does not.
     #[must_use]
-    pub fn database_through(mut self, proxy: &TcpProxy) -> Self {
-        self.database_proxy = Some(proxy.address());
+    pub fn database_through(self, proxy: &TcpProxy) -> Self {
+        self.database_at(&proxy.address().to_string())
+    }
+
+    /// The services reach the database at this host, or at one of several; the test itself does not.
+    #[must_use]
+    pub fn database_at(mut self, hosts: &str) -> Self {
+        self.database_at = Some(hosts.to_owned());
+        self
+    }
+
+    /// What the services' URL of the database has behind its question mark.
+    #[must_use]
+    pub fn database_parameters(mut self, parameters: &str) -> Self {
+        self.database_parameters = format!("?{parameters}");
+        self
+    }
+
+    /// What needs a session of its own goes straight to the database.
+    #[must_use]
+    pub fn database_direct(mut self) -> Self {
+        self.database_direct = true;
         self
     }
 
@@ -113,8 +148,11 @@ impl StackBuilder {
         let receiver = Receiver::start(loopback, key).await.expect("loopback has free ports");
         let port = free_port();
         let mut common = environment::common(&rabbitmq.rabbitmq_url, &database, &names, &secrets, port);
-        if let Some(proxy) = self.database_proxy {
-            common.insert("DATABASE_URL", database.url_through(proxy));
+        if let Some(hosts) = &self.database_at {
+            common.insert("DATABASE_URL", database.url_at(hosts) + &self.database_parameters);
+        }
+        if self.database_direct {
+            common.insert("DATABASE_DIRECT_URL", database.url.clone());
         }
         if let Some(role) = self.database_role {
             common.insert("DATABASE_URL", database.url_of_new_user(role).await);
@@ -133,6 +171,7 @@ impl StackBuilder {
             common,
             relay: self.relay,
             worker: self.worker,
+            rewrite: self.rewrite,
             processes_started: 0,
             heard: true,
         };
@@ -166,6 +205,7 @@ pub struct Stack {
     common: Environment,
     relay: Environment,
     worker: Environment,
+    rewrite: Rewrite,
     processes_started: usize,
     /// Whether every answer is in the receiver's log.
     heard: bool,
@@ -177,7 +217,9 @@ impl Stack {
     pub fn builder(test: &'static str) -> StackBuilder {
         StackBuilder {
             test,
-            database_proxy: None,
+            database_at: None,
+            database_parameters: String::new(),
+            database_direct: false,
             database_role: None,
             receiver_verifies: true,
             relays: 1,
@@ -185,6 +227,7 @@ impl Stack {
             common: Environment::new(),
             relay: Environment::new(),
             worker: Environment::new(),
+            rewrite: Box::new(|environment| environment),
         }
     }
 
@@ -206,6 +249,11 @@ impl Stack {
         self.database.url_of(role)
     }
 
+    /// A variable of all services that are started from here on.
+    pub fn set_env(&mut self, name: &'static str, value: &str) {
+        self.common.insert(name, value.to_owned());
+    }
+
     /// A variable of the workers that are started from here on.
     pub fn set_worker_env(&mut self, name: &'static str, value: &str) {
         self.worker.insert(name, value.to_owned());
@@ -215,13 +263,18 @@ impl Stack {
     pub async fn start_api(&mut self) {
         let mut api = self.start_process(Program::Api, &Environment::new()).await;
         api.wait_for_word("ready").await;
+        self.wait_until_ready().await;
+        self.apis.push(api);
+    }
+
+    /// Waits until the api says that it accepts webhooks.
+    pub async fn wait_until_ready(&self) {
         let probe = self.client.get("/ready");
         wait_until("GET /ready to answer 200", PATIENCE, async || {
             let probe = probe.try_clone().expect("a GET can be repeated");
             probe.send().await.is_ok_and(|response| response.status().is_success())
         })
         .await;
-        self.apis.push(api);
     }
 
     /// Starts one more relay, and returns when it publishes.
@@ -241,6 +294,12 @@ impl Stack {
     /// Starts one more service, and does not wait until it is ready: nothing it needs may be there.
     pub async fn spawn(&mut self, program: Program) {
         let process = self.start_process(program, &self.own(program)).await;
+        self.processes(program).push(process);
+    }
+
+    /// The same with its log into `log`, where the test reads it or nobody.
+    pub async fn spawn_into(&mut self, program: Program, log: impl Into<Stdio>) {
+        let process = self.start_process_into(program, &self.own(program), log.into()).await;
         self.processes(program).push(process);
     }
 
@@ -264,20 +323,33 @@ impl Stack {
     /// Starts a process that ends by SIGKILL when it passes this kill point for the n-th time, which may be
     /// before it is ready.
     pub async fn start_doomed(&mut self, program: Program, kill_point: &str, passage: u32) -> Process {
+        self.start_with(program, "KILL_AT", format!("{kill_point}:{passage}")).await
+    }
+
+    /// Starts a process that stops there by SIGSTOP instead.
+    pub async fn start_that_stops(&mut self, program: Program, kill_point: &str, passage: u32) -> Process {
+        self.start_with(program, "STOP_AT", format!("{kill_point}:{passage}")).await
+    }
+
+    async fn start_with(&mut self, program: Program, variable: &'static str, value: String) -> Process {
         let mut own = self.own(program);
-        own.insert("KILL_AT", format!("{kill_point}:{passage}"));
+        own.insert(variable, value);
         self.start_process(program, &own).await
     }
 
     async fn start_process(&mut self, program: Program, own: &Environment) -> Process {
+        self.start_process_into(program, own, Stdio::piped()).await
+    }
+
+    async fn start_process_into(&mut self, program: Program, own: &Environment, log: Stdio) -> Process {
         self.processes_started += 1;
         let name = format!("{}-{program:?}-{}", self.test, self.processes_started).to_lowercase();
         let mut environment = self.common.clone();
         environment.insert("METRICS_ADDR", format!("127.0.0.1:{}", free_port()));
         environment.extend(own.clone());
-        let environment = environment::with_own_users(environment, program);
+        let environment = (self.rewrite)(environment::with_own_users(environment, program));
         let environment: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        Process::start(name, program, &environment).await
+        Process::start_into(name, program, &environment, log).await
     }
 
     /// Posts a webhook for this stack's receiver; the query says how that answers. `payload` is JSON text.
@@ -298,6 +370,14 @@ impl Stack {
         self.receiver.received().into_iter().filter(|it| it.job_id.as_deref() == Some(&id)).collect()
     }
 
+    /// How many of these jobs the receiver has got.
+    #[must_use]
+    pub fn deliveries_of(&self, job_ids: &[Uuid]) -> usize {
+        let received = self.receiver.received();
+        let arrived = |id: &Uuid| received.iter().any(|it| it.job_id.as_deref() == Some(&id.to_string()));
+        job_ids.iter().filter(|id| arrived(id)).count()
+    }
+
     /// Waits until so many deliveries have arrived.
     pub async fn wait_for_deliveries(&self, count: usize) {
         let waited = self.receiver.wait_for(|received| received.len() >= count, PATIENCE).await;
@@ -313,6 +393,32 @@ impl Stack {
     pub async fn wait_until_drained(&self, timeout: Duration) {
         let unfinished = "SELECT count(*) FROM webhook_jobs WHERE status IN ('pending', 'processing')";
         wait_until("every job to be finished", timeout, async || self.count(unfinished).await == 0).await;
+    }
+
+    /// Accepts so many webhooks from SQL, all in one transaction, and wakes the relays.
+    pub async fn enqueue(&self, client_url: &str, payload: &str, count: i32) {
+        let statement = "SELECT count(outhook.enqueue($1, $2)) FROM generate_series(1, $3)";
+        let enqueue = sqlx::query(statement).bind(client_url).bind(payload).bind(count);
+        enqueue.execute(self.pool()).await.expect("they are accepted");
+        self.wake().await;
+    }
+
+    /// Tells the relays that something is due.
+    pub async fn wake(&self) {
+        sqlx::query("SELECT outhook.wake()").execute(self.pool()).await.expect("relays can be told");
+    }
+
+    /// Cancels what is not finished, until nothing is under way any more: the end of a test that has seen enough.
+    pub async fn cancel_the_rest(&self) {
+        let cancel = "SELECT count(outhook.cancel(id))
+            FROM (SELECT id FROM webhook_jobs WHERE status = 'pending' LIMIT 1000) AS jobs";
+        let unfinished = "SELECT count(*) FROM webhook_jobs WHERE status IN ('pending', 'processing')";
+        wait_until("the rest to be cancelled", PATIENCE, async || {
+            // Who is in the way of services, as so many at once may be, gives up and tries again.
+            let _: Result<i64, _> = sqlx::query_scalar(cancel).fetch_one(self.pool()).await;
+            self.count(unfinished).await == 0
+        })
+        .await;
     }
 
     /// The number that a statement counts.
@@ -342,6 +448,15 @@ impl Stack {
         // With the workers gone, what they held without an ack is back in the queue.
         assert_eq!(self.broker.ready().await, 0, "I12: messages are left in the queue");
         assert_eq!(self.broker.dead().await, dead, "I12: dead letters");
+        self.broker.delete().await;
+        self.database.drop().await;
+    }
+
+    /// The end of a test that leaves a backlog on purpose: nothing is waited for, and nothing checked.
+    pub async fn abandon(mut self) {
+        for process in self.apis.iter_mut().chain(&mut self.relays).chain(&mut self.workers) {
+            process.kill().await;
+        }
         self.broker.delete().await;
         self.database.drop().await;
     }

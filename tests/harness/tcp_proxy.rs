@@ -1,6 +1,6 @@
 //! A TCP proxy that breaks connections on demand.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,6 +9,8 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
+
+use crate::servers::address_of;
 
 /// Which way bytes go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +40,7 @@ pub enum Mode {
 /// A listening proxy. It ends, with its connections, when it is dropped.
 pub struct TcpProxy {
     address: SocketAddr,
+    server: watch::Sender<SocketAddr>,
     mode: watch::Sender<Mode>,
     shared: Arc<Shared>,
     accepting: JoinHandle<()>,
@@ -54,20 +57,29 @@ struct Shared {
 impl TcpProxy {
     /// Listens on a free port of 127.0.0.1 and connects each client to `server`.
     pub async fn start(server: SocketAddr) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("loopback has free ports");
+        Self::listen((Ipv4Addr::LOCALHOST, 0).into(), server).await
+    }
+
+    /// The same at the loopback address of IPv6.
+    pub async fn start_on_ipv6(server: SocketAddr) -> Self {
+        Self::listen((Ipv6Addr::LOCALHOST, 0).into(), server).await
+    }
+
+    async fn listen(address: SocketAddr, server: SocketAddr) -> Self {
+        let listener = TcpListener::bind(address).await.expect("loopback has free ports");
         let address = listener.local_addr().expect("a bound socket has an address");
+        let server = watch::Sender::new(server);
         let mode = watch::Sender::new(Mode::Forward);
         let shared = Arc::new(Shared::default());
-        let accepting = tokio::spawn(accept(listener, server, mode.clone(), Arc::clone(&shared)));
-        Self { address, mode, shared, accepting }
+        let accepting = tokio::spawn(accept(listener, server.subscribe(), mode.clone(), Arc::clone(&shared)));
+        Self { address, server, mode, shared, accepting }
     }
 
     /// The proxy for the server of a URL, and the URL that leads through it.
     pub async fn before(url: &str) -> (Self, String) {
-        let authority = url.split("//").nth(1).and_then(|rest| rest.split('/').next()).expect("a URL has a host");
-        let host = authority.rsplit('@').next().expect("a split has a part");
-        let proxy = Self::start(host.parse().expect("the servers' URLs have an address and a port")).await;
-        let through = url.replace(host, &proxy.address.to_string());
+        let server = address_of(url);
+        let proxy = Self::start(server).await;
+        let through = url.replace(&server.to_string(), &proxy.address.to_string());
         (proxy, through)
     }
 
@@ -83,6 +95,11 @@ impl TcpProxy {
             self.shared.left.store(bytes, Ordering::SeqCst);
         }
         self.mode.send_replace(mode);
+    }
+
+    /// Connects clients to another server from now on. The connections that there are stay where they are.
+    pub fn redirect(&self, server: SocketAddr) {
+        self.server.send_replace(server);
     }
 
     /// Connections taken so far.
@@ -104,12 +121,17 @@ impl Drop for TcpProxy {
     }
 }
 
-async fn accept(listener: TcpListener, server: SocketAddr, mode: watch::Sender<Mode>, shared: Arc<Shared>) {
+async fn accept(
+    listener: TcpListener,
+    server: watch::Receiver<SocketAddr>,
+    mode: watch::Sender<Mode>,
+    shared: Arc<Shared>,
+) {
     let mut connections = JoinSet::new();
     while let Ok((client, _)) = listener.accept().await {
         shared.connections.fetch_add(1, Ordering::SeqCst);
         while connections.try_join_next().is_some() {}
-        let (mode, shared) = (mode.subscribe(), Arc::clone(&shared));
+        let (server, mode, shared) = (*server.borrow(), mode.subscribe(), Arc::clone(&shared));
         connections.spawn(async move {
             connect(client, server, mode, Arc::clone(&shared)).await;
             shared.ended.fetch_add(1, Ordering::SeqCst);
@@ -169,6 +191,8 @@ async fn move_bytes(
     loop {
         let now = *mode.borrow_and_update();
         let length = tokio::select! {
+            // First, or what came after the change would go by the mode before it.
+            biased;
             changed = mode.changed() => match changed {
                 Ok(()) => continue,
                 Err(_) => return Ended::Broken,

@@ -11,8 +11,8 @@ pub(crate) async fn ack(delivery: &Delivery) {
     answer(delivery.acker.ack(BasicAckOptions::default())).await;
 }
 
-/// Gives back a message that was not looked at.
-async fn release(delivery: Delivery) {
+/// Gives back a message: it is handed out again.
+pub(crate) async fn release(delivery: Delivery) {
     answer(delivery.acker.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() })).await;
 }
 

@@ -2,18 +2,20 @@
 
 use std::time::Duration;
 
-use clap::Parser;
+use clap::builder::BoolishValueParser;
+use clap::{ArgAction, Parser};
 use outbox::claim::Lease;
 use outbox::database::DatabaseConfig;
-use outbox::destination::CoolDown;
+use outbox::destination::breaker::CoolDown;
 use outbox::retry::RetryPolicy;
 use outbox::secret::SecretsConfig;
 use outbox::shutdown::ShutdownConfig;
 use outbox::target::TargetPolicy;
 use outbox::telemetry::{LogConfig, MetricsConfig};
 use outbox::topology::BrokerConfig;
+use traces::TracesConfig;
 
-use crate::egress::{EgressConfig, KeyMismatch};
+use crate::egress::EgressConfig;
 use crate::intake::Bounds;
 use crate::outcome::AnswerPolicy;
 use crate::signature::SigningKeys;
@@ -50,15 +52,19 @@ pub struct Config {
     /// Where metrics are served.
     #[command(flatten)]
     pub metrics: MetricsConfig,
+    /// Where traces go.
+    #[command(flatten)]
+    pub traces: TracesConfig,
 }
 
 impl Config {
     /// Checks what can only be said of several options together.
     ///
     /// # Errors
-    /// The client certificate and the key do not belong together.
-    pub fn check(&self) -> Result<(), KeyMismatch> {
-        self.egress.check()
+    /// A client certificate and its key do not belong together, or certificates are of no use.
+    pub fn check(&self) -> anyhow::Result<()> {
+        self.broker.check()?;
+        Ok(self.egress.check()?)
     }
 }
 
@@ -69,9 +75,15 @@ pub(crate) struct DeliveryConfig {
     /// Requests under way at once. More of them also means larger batches to claim and to record.
     #[arg(long, env, default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..=10_000))]
     pub worker_concurrency: u16,
+    /// Bytes of large payloads (64 KiB or more) under way at once; one alone may have more.
+    #[arg(long, env, default_value_t = 268_435_456, value_parser = clap::value_parser!(u64).range(65_536..))]
+    pub worker_payload_bytes: u64,
     /// Seconds an attempt may take in all, from resolving the name to the end of the answer.
     #[arg(long, env, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=300))]
     http_client_timeout_sec: u64,
+    /// Whether receivers that can are spoken to by HTTP/2: on or off.
+    #[arg(long, env, default_value = "on", action = ArgAction::Set, value_parser = BoolishValueParser::new())]
+    pub http2: bool,
     /// Key that deliveries are signed with (`whsec_` and the base64 of 24 to 64 bytes), as of Standard
     /// Webhooks; several, separated by commas, sign side by side during a rotation. Keys of a destination or
     /// of a job replace it. Without any of these, deliveries are unsigned.
@@ -117,6 +129,7 @@ impl Config {
             slots: self.delivery.worker_concurrency.into(),
             per_destination: self.fairness.destination_concurrency.into(),
             breaker_failures: self.fairness.breaker_failures,
+            payload_bytes: self.delivery.worker_payload_bytes,
         }
     }
 }

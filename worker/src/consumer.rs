@@ -4,38 +4,34 @@
 //! recorded or when its claim is refused. Garbage is dead-lettered. Everything else stays unacked and is
 //! handed out again when the connection ends.
 
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use futures_util::future::join_all;
-use futures_util::{FutureExt, StreamExt};
 use lapin::message::Delivery;
-use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
-use lapin::types::FieldTable;
-use lapin::{Channel, Connection, Consumer};
 use outbox::backoff::Backoff;
 use outbox::batch::Pace;
 use outbox::claim::{self, Claimed};
-use outbox::destination;
+use outbox::database::is_of_one_row;
+use outbox::destination::report::reserve_slots;
 use outbox::kill_point;
 use outbox::message::Message;
-use outbox::topology::{BrokerError, is_internal_error, within};
+use outbox::missing::still_held;
+use outbox::telemetry::Server;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{error, info, warn};
+use uuid::Uuid;
 
 use crate::Worker;
-use crate::answers::{ack, reject, release_all};
-use crate::deliver::deliver;
-use crate::intake::{self, Held, Intake, Progress};
-use crate::refused::refuse;
-
-const CONSUMER_TAG: &str = "outhook-worker";
-
-/// What the broker is asked for last, when everything else has been answered.
-const CONSUMER: &str = "the consumer";
+use crate::answers::reject;
+use crate::deliver::{Claim, deliver};
+use crate::give_back::{Reason, give_back};
+use crate::intake::{self, Intake, MakesWay, Progress};
+use crate::strays::Strays;
+use crate::subscription::{ConsumeError, Load, Subscription};
 
 /// Claims in one statement.
 const CLAIM_BATCH: usize = 200;
@@ -44,93 +40,90 @@ const CLAIM_BATCH: usize = 200;
 /// A message after a pause of this length waits for nothing.
 const CLAIM_SPACING: Duration = Duration::from_millis(5);
 
-/// How soon to look again at what waits for a slot.
+/// How soon to look again at what waits for a slot, and how often at the most.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+const LOOK_SPACING: Duration = Duration::from_millis(2);
 
-/// The worker was asked to stop. The channel is still up, for the acks of what is under way: dropped,
-/// it would close.
-pub(crate) struct Stopped {
-    pub connection: Connection,
-    pub channel: Channel,
-}
-
-/// Why consuming ended.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ConsumeError {
-    #[error(transparent)]
-    Broker(#[from] BrokerError),
-    #[error("RabbitMQ: {0}")]
-    Client(#[from] lapin::Error),
-    /// The stream of deliveries ended: the queue was deleted, or the channel closed.
-    #[error("RabbitMQ ended the consumer")]
-    Ended,
-}
-
-impl ConsumeError {
-    /// Whether the broker, which answers everything else, cannot work with its own queue. On RabbitMQ 3.10 a
-    /// quorum queue that was declared a moment before the broker was killed may come back without a process
-    /// or without a leader: it confirms nothing, and answers a consumer with 541 or not at all, for ever.
-    pub(crate) fn is_of_a_broken_queue(&self) -> bool {
-        match self {
-            Self::Broker(BrokerError::Client(error)) | Self::Client(error) => is_internal_error(error),
-            Self::Broker(BrokerError::Timeout(what)) => *what == CONSUMER,
-            Self::Ended => false,
-        }
-    }
-}
+/// What has waited here for so long is said to be here, and how often: well within [`outbox::missing::LOST_AFTER`].
+const WORD_AFTER: Duration = Duration::from_secs(1);
+const WORD_SPACING: Duration = Duration::from_secs(2);
 
 pub(crate) type Received = intake::Received<Delivery>;
 
 /// What a consumer leaves to the next one when its connection is lost: the deliveries under way go on.
 pub(crate) struct Desk {
     pub intake: Intake<Delivery>,
-    /// What becomes of the deliveries: there is room for both words on each slot.
-    pub progress: mpsc::Receiver<Progress>,
+    /// What came while the intake had no room.
+    ahead: VecDeque<Received>,
+    /// When to say next what waits here.
+    next_word: Instant,
+    /// What becomes of the deliveries.
+    progress: mpsc::UnboundedReceiver<Progress>,
+    strays: Strays,
 }
 
-/// Consumes until `stop`, or until the connection is lost.
+impl Desk {
+    pub(crate) fn new(
+        intake: Intake<Delivery>,
+        progress: mpsc::UnboundedReceiver<Progress>,
+        installation: Uuid,
+    ) -> Self {
+        let (ahead, next_word) = (VecDeque::new(), Instant::now());
+        Self { intake, ahead, next_word, progress, strays: Strays::new(installation) }
+    }
+
+    async fn take_in(&mut self, delivery: Delivery) {
+        let received = read(delivery).await;
+        self.ahead.extend(received.and_then(|received| self.strays.keep_ours(received)));
+        self.fill();
+    }
+
+    /// Takes in as much as there is room for.
+    fn fill(&mut self) {
+        while self.intake.has_room()
+            && let Some(received) = self.ahead.pop_front()
+        {
+            self.intake.push(received, Instant::now());
+        }
+    }
+
+    /// Takes out all that waits.
+    fn clear(&mut self) -> impl Iterator<Item = Received> {
+        self.intake.clear().into_iter().chain(self.ahead.drain(..))
+    }
+}
+
+/// Consumes until `stop`, or until the connection is lost. At the stop it is still up, for the acks of what is under way.
 pub(crate) async fn consume(
     worker: &Arc<Worker>,
     desk: &mut Desk,
     stop: &CancellationToken,
     backoff: &mut Backoff,
-) -> Result<Stopped, ConsumeError> {
-    let Some(opened) = until(stop, open(worker)).await else { return Err(ConsumeError::Ended) };
-    let (connection, channel, mut consumer) = opened?;
+) -> Result<Subscription, ConsumeError> {
+    let Some(opened) = until(stop, Subscription::open(worker)).await else { return Err(ConsumeError::Ended) };
+    let mut subscription = opened?;
     backoff.reset();
     // Messages of the connection before; they come again.
-    desk.intake.clear();
+    drop(desk.clear());
+    worker.readiness.reached(Server::RabbitMq);
     info!(worker = worker.name, "ready: consuming");
     let mut pace = Pace::new(CLAIM_SPACING);
-    while let Some(gathered) = until(stop, gather(worker, desk, &mut consumer, pace.next())).await {
+    while let Some(gathered) = until(stop, gather(worker, desk, &mut subscription, pace.next())).await {
         gathered?;
-        hold(worker, &mut desk.intake, stop).await;
-        let batch = desk.intake.start(CLAIM_BATCH);
+        make_way(worker, &mut desk.intake, stop);
+        desk.fill();
+        say_what_waits(worker, desk);
+        let batch = desk.intake.start(CLAIM_BATCH, Instant::now());
+        reserve(worker, &mut desk.intake);
+        metrics::gauge!("outhook_worker_waiting_messages")
+            .set(u32::try_from(desk.intake.waiting()).unwrap_or(u32::MAX));
         if !batch.is_empty() {
             pace.start();
             process(worker, &mut desk.intake, batch, stop).await;
         }
     }
-    release_rest(&channel, consumer, desk.intake.clear()).await;
-    Ok(Stopped { connection, channel })
-}
-
-async fn open(worker: &Worker) -> Result<(Connection, Channel, Consumer), ConsumeError> {
-    let broker = &worker.config.broker;
-    let connection = broker.connect("outhook-worker").await?;
-    let channel = within("a channel", connection.create_channel()).await?;
-    // Before consuming: without it the whole queue would come at once.
-    let prefetch = worker.config.delivery.prefetch();
-    within("the prefetch limit", channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
-    // The relay makes the queue; until then this is an error, and is tried again.
-    let consuming = channel.basic_consume(
-        broker.queue().into(),
-        CONSUMER_TAG.into(),
-        BasicConsumeOptions::default(),
-        FieldTable::default(),
-    );
-    let consumer = within(CONSUMER, consuming).await?;
-    Ok((connection, channel, consumer))
+    subscription.release_rest(desk.clear().map(|it| it.delivery)).await;
+    Ok(subscription)
 }
 
 /// What comes first: the value, or `None` for the stop.
@@ -141,11 +134,20 @@ async fn until<T>(stop: &CancellationToken, value: impl Future<Output = T>) -> O
 /// Takes in what happens first, a message or the end of a delivery, and whatever else is at hand or comes
 /// `until` then, as far as it can be started: what is claimed is under way at once, and no lease runs out in
 /// a queue.
-async fn gather(worker: &Worker, desk: &mut Desk, consumer: &mut Consumer, until: Instant) -> Result<(), ConsumeError> {
+async fn gather(
+    worker: &Worker,
+    desk: &mut Desk,
+    subscription: &mut Subscription,
+    until: Instant,
+) -> Result<(), ConsumeError> {
     // What waits already is looked at again soon, for it may wait for too long.
-    let look_again = (desk.intake.waiting() > 0).then(|| Instant::now() + LOOK_INTERVAL);
-    take_one(worker, desk, consumer, look_again).await?;
-    while desk.intake.startable() < CLAIM_BATCH && take_one(worker, desk, consumer, Some(until)).await? {}
+    let now = Instant::now();
+    let look_again = (desk.intake.waiting() > 0).then(|| {
+        let slot = desk.intake.next_slot().map(|slot| slot.max(now + LOOK_SPACING));
+        slot.unwrap_or(now + LOOK_INTERVAL).min(now + LOOK_INTERVAL)
+    });
+    take_one(worker, desk, subscription, look_again).await?;
+    while desk.intake.startable() < CLAIM_BATCH && take_one(worker, desk, subscription, Some(until)).await? {}
     Ok(())
 }
 
@@ -153,22 +155,22 @@ async fn gather(worker: &Worker, desk: &mut Desk, consumer: &mut Consumer, until
 async fn take_one(
     worker: &Worker,
     desk: &mut Desk,
-    consumer: &mut Consumer,
+    subscription: &mut Subscription,
     until: Option<Instant>,
 ) -> Result<bool, ConsumeError> {
-    let has_room = desk.intake.has_room();
+    let next_look = subscription.next_look();
     tokio::select! {
         // What is at hand is taken also when the time is over.
         biased;
         Some(progress) = desk.progress.recv() => {
-            if let Some((destination, report)) = desk.intake.note(progress, Instant::now()) {
-                worker.reporter.report(destination, report);
+            if let Some(found) = desk.intake.note(progress, Instant::now()) {
+                worker.reporter.report(found);
             }
         }
-        delivery = consumer.next(), if has_room => {
-            let delivery = delivery.ok_or(ConsumeError::Ended)??;
-            if let Some(received) = read(delivery).await {
-                desk.intake.push(received, Instant::now());
+        delivery = subscription.next() => desk.take_in(delivery?).await,
+        () = sleep_until(next_look) => {
+            for delivery in subscription.look(worker, load(worker, &desk.intake)).await? {
+                desk.take_in(delivery).await;
             }
         }
         () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => return Ok(false),
@@ -176,10 +178,21 @@ async fn take_one(
     Ok(true)
 }
 
+/// How much of its room the worker has taken. What it is giving back may be all that it was handed.
+fn load(worker: &Worker, intake: &Intake<Delivery>) -> Load {
+    if intake.waiting() == 0 && worker.deliveries.is_empty() {
+        Load::Idle
+    } else if intake.waiting() == 0 && intake.has_free_slots() && worker.giving_back.available_permits() > 0 {
+        Load::Some
+    } else {
+        Load::Full
+    }
+}
+
 /// Decodes a message; one that cannot be read is dead-lettered.
 async fn read(delivery: Delivery) -> Option<Received> {
     match Message::decode(&delivery.data) {
-        Ok(message) => Some(Received { message, delivery }),
+        Ok(message) => Some(Received::new(message, delivery)),
         Err(error) => {
             warn!(%error, "poison: a message that cannot be read goes to the dead-letter queue");
             metrics::counter!("outhook_worker_poison_total").increment(1);
@@ -189,33 +202,59 @@ async fn read(delivery: Delivery) -> Option<Received> {
     }
 }
 
-/// Holds what must make way for others: it waits in Postgres, and costs no attempt.
-async fn hold(worker: &Arc<Worker>, intake: &mut Intake<Delivery>, stop: &CancellationToken) {
+/// Gives back what must make way for others: it waits in Postgres, and costs no attempt.
+fn make_way(worker: &Arc<Worker>, intake: &mut Intake<Delivery>, stop: &CancellationToken) {
     if intake.waiting() == 0 {
         return;
     }
-    let Held { messages: held, reports } = intake.hold(Instant::now());
-    for (destination, report) in reports {
-        worker.reporter.report(destination, report);
+    let MakesWay { sick, crowded, hanging, found } = intake.make_way(Instant::now());
+    for found in found {
+        worker.reporter.report(found);
     }
-    if held.is_empty() {
+    give_back(worker, sick, Reason::Sick, stop);
+    give_back(worker, crowded, Reason::Crowded, stop);
+    give_back(worker, hanging, Reason::Hangs, stop);
+}
+
+/// Says of what has waited here for a while that it does, so that the relay does not take it for lost.
+fn say_what_waits(worker: &Arc<Worker>, desk: &mut Desk) {
+    let now = Instant::now();
+    if desk.intake.waiting() == 0 || desk.next_word > now {
         return;
     }
-    metrics::counter!("outhook_worker_held_total").increment(held.len() as u64);
-    let messages: Vec<Message> = held.iter().map(|it| it.message.clone()).collect();
-    match destination::hold_published(&worker.pool, &messages).await {
-        Ok(rows) => {
-            kill_point!("worker.after_hold");
-            let (held, others): (Vec<_>, Vec<_>) =
-                held.into_iter().partition(|it| rows.contains(&it.message.outbox_id));
-            join_all(held.iter().map(|it| ack(&it.delivery))).await;
-            // Duplicates, and those that a lost worker had begun: nobody else would look after these.
-            refuse(worker, others, stop).await;
+    desk.next_word = now + WORD_SPACING;
+    let waiting = desk.intake.waiting_since(now - WORD_AFTER).chain(desk.ahead.iter().map(|it| &it.message));
+    let waiting: Vec<Message> = waiting.cloned().collect();
+    let Some(turn) = Arc::clone(&worker.saying).try_acquire_owned().ok().filter(|_| !waiting.is_empty()) else {
+        return;
+    };
+    let worker = Arc::clone(worker);
+    tokio::spawn(async move {
+        // Not while some of it is given back: that steps over rows that it finds locked.
+        let _giving_back = worker.giving_back.acquire().await.expect("the semaphore is never closed");
+        if let Err(error) = still_held(&worker.pool, &waiting).await {
+            warn!(%error, "cannot say what waits here; the relay may publish it again");
         }
-        Err(error) => {
-            warn!(%error, "cannot hold jobs; RabbitMQ keeps their messages");
-            release_all(held.into_iter().map(|it| it.delivery)).await;
-        }
+        drop(turn);
+    });
+}
+
+/// Asks for slots of destinations that have a limit; they come as progress does.
+fn reserve(worker: &Arc<Worker>, intake: &mut Intake<Delivery>) {
+    for (destination, wanted) in intake.wanted_slots(Instant::now()) {
+        let worker = Arc::clone(worker);
+        tokio::spawn(async move {
+            let turn = worker.asking.acquire().await.expect("the semaphore is never closed");
+            let reserved = reserve_slots(&worker.pool, &destination, wanted).await;
+            drop(turn);
+            let slots = reserved.inspect_err(|error| warn!(%error, "cannot reserve slots of a limit")).ok();
+            let from = Instant::now();
+            let at = slots.map_or_else(Vec::new, |slots| {
+                (0..slots.count).map(|number| from + slots.first_in + slots.spacing * number).collect()
+            });
+            // Nobody listens any more when the worker stops.
+            let _ = worker.progress.send(Progress::Slots { destination, at });
+        });
     }
 }
 
@@ -228,38 +267,58 @@ async fn process(
 ) {
     let messages: Vec<Message> = received.iter().map(|it| it.message.clone()).collect();
     kill_point!("worker.before_claim");
-    let claimed = claim_all(worker, &messages, stop).await;
+    let (claimed, unreadable) = claim_all(worker, &messages, stop).await;
     kill_point!("worker.after_claim");
+    worker.readiness.took_turn();
     metrics::histogram!("outhook_worker_claim_batch_size").record(u32::try_from(received.len()).unwrap_or(u32::MAX));
-    for job in claimed {
+    for claim in claimed {
         // The claim raised the attempt by one; a stale message of the same job is not the one.
-        let position =
-            received.iter().position(|it| (it.message.job_id, it.message.attempt + 1) == (job.job_id, job.attempt));
-        start(worker, job, received.swap_remove(position.expect("only what was asked for is claimed")));
+        let of_claim =
+            |it: &Received| (it.message.job_id, it.message.attempt + 1) == (claim.job.job_id, claim.job.attempt);
+        let position = received.iter().position(of_claim).expect("only what was asked for is claimed");
+        start(worker, claim, received.swap_remove(position));
     }
     for refused in &received {
-        intake.give_back(&refused.message.destination, Instant::now());
+        intake.give_back(refused, Instant::now());
     }
-    refuse(worker, received, stop).await;
+    let (unreadable, refused) = received.into_iter().partition(|it| unreadable.contains(&it.message.outbox_id));
+    give_back(worker, unreadable, Reason::Unreadable, stop);
+    give_back(worker, refused, Reason::NotClaimed, stop);
 }
 
 /// Claims what is free of the messages' jobs, and does not rest until Postgres has answered for each, or
-/// the stop.
-async fn claim_all(worker: &Worker, messages: &[Message], stop: &CancellationToken) -> Vec<Claimed> {
+/// the stop. Also returns the outbox rows of those whose jobs it cannot read.
+async fn claim_all(worker: &Worker, messages: &[Message], stop: &CancellationToken) -> (Vec<Claim>, HashSet<i64>) {
     // A name of its own for each batch: what a lost answer claimed is found again by it.
-    let name = format!("{}#{}", worker.name, worker.claims.fetch_add(1, Ordering::Relaxed));
+    let name: Arc<str> = format!("{}#{}", worker.name, worker.claims.fetch_add(1, Ordering::Relaxed)).into();
     let lease = worker.config.delivery.lease();
-    let mut claimed: Vec<Claimed> = Vec::new();
+    let claim_of = |asked| {
+        let name = Arc::clone(&name);
+        move |job| Claim { job, name: Arc::clone(&name), asked, answered: Instant::now() }
+    };
+    let mut claimed: Vec<Claim> = Vec::new();
+    let mut unreadable = HashSet::new();
     let mut rest = messages.to_vec();
     let mut size = rest.len();
     let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
     while !rest.is_empty() {
         size = size.min(rest.len());
+        let asked = Instant::now();
         match claim::claim(&worker.pool, &rest[..size], &name, lease).await {
             Ok(new) => {
-                claimed.extend(new);
+                claimed.extend(new.into_iter().map(claim_of(asked)));
                 rest.drain(..size);
                 backoff.reset();
+                continue;
+            }
+            Err(error) if is_of_one_row(&error) => {
+                if size == 1 {
+                    error!(%error, job_id = %rest[0].job_id, "Postgres cannot read a job; it is tried again in a while");
+                    unreadable.insert(rest.remove(0).outbox_id);
+                    size = rest.len();
+                } else {
+                    size /= 2;
+                }
                 continue;
             }
             Err(error) => warn!(%error, jobs = size, "cannot claim; trying again"),
@@ -269,30 +328,42 @@ async fn claim_all(worker: &Worker, messages: &[Message], stop: &CancellationTok
         if until(stop, sleep(backoff.next_wait())).await.is_none() {
             break;
         }
-        let recover = || claim::recover_claim(&worker.pool, messages, &name, lease);
-        let Some(recovered) = patiently(stop, recover).await else { break };
-        claimed = recovered;
-        rest.retain(|message| claimed.iter().all(|job| job.job_id != message.job_id));
+        let Some(recovered) = recover_all(worker, messages, &name, stop).await else { break };
+        claimed = recovered.into_iter().map(|(job, asked)| claim_of(asked)(job)).collect();
+        rest.retain(|message| claimed.iter().all(|it| it.job.job_id != message.job_id));
     }
-    claimed
+    (claimed, unreadable)
 }
 
-fn start(worker: &Arc<Worker>, job: Claimed, received: Received) {
-    let worker = Arc::clone(worker);
-    worker.deliveries.clone().spawn(async move {
-        let Received { message, delivery } = received;
-        let is_recorded = deliver(&worker, job, message).await;
-        // There is room; nobody listens any more when the worker stops.
-        let _ = worker.progress.try_send(Progress::Recorded);
-        if is_recorded {
-            kill_point!("worker.before_ack");
-            ack(&delivery).await;
-            kill_point!("worker.after_ack");
+/// What was claimed under this name without our hearing of it, and when that was asked; but for what Postgres cannot read.
+/// `None` at the stop.
+async fn recover_all(
+    worker: &Worker,
+    messages: &[Message],
+    name: &str,
+    stop: &CancellationToken,
+) -> Option<Vec<(Claimed, Instant)>> {
+    let lease = worker.config.delivery.lease();
+    let mut recovered = Vec::new();
+    let mut parts = vec![messages];
+    while let Some(part) = parts.pop() {
+        let asked = Instant::now();
+        match patiently(stop, || claim::recover_claim(&worker.pool, part, name, lease)).await {
+            Some(jobs) => recovered.extend(jobs.into_iter().map(|job| (job, asked))),
+            None if stop.is_cancelled() => return None,
+            None if part.len() > 1 => parts.extend(<[_; 2]>::from(part.split_at(part.len() / 2))),
+            None => {}
         }
-    });
+    }
+    Some(recovered)
 }
 
-/// Repeats a statement until the database answers, or the stop.
+fn start(worker: &Arc<Worker>, claim: Claim, received: Received) {
+    let worker = Arc::clone(worker);
+    worker.deliveries.clone().spawn(async move { deliver(&worker, claim, received).await });
+}
+
+/// Repeats a statement until the database answers. `None` at the stop, and if Postgres cannot read one of the rows.
 pub(crate) async fn patiently<T, Statement>(stop: &CancellationToken, statement: impl Fn() -> Statement) -> Option<T>
 where
     Statement: Future<Output = Result<T, sqlx::Error>>,
@@ -301,20 +372,9 @@ where
     loop {
         match statement().await {
             Ok(value) => return Some(value),
-            Err(error) => warn!(%error, "cannot claim; trying again"),
+            Err(error) if is_of_one_row(&error) => return None,
+            Err(error) => warn!(%error, "cannot ask the database; trying again"),
         }
         until(stop, sleep(backoff.next_wait())).await?;
     }
-}
-
-/// Stops the flow of messages and gives back those that were handed out ahead, for other workers.
-async fn release_rest(channel: &Channel, mut consumer: Consumer, waiting: Vec<Received>) {
-    let cancelled = channel.basic_cancel(CONSUMER_TAG.into(), BasicCancelOptions::default());
-    if let Err(error) = within("the cancel", cancelled).await {
-        debug!(%error, "could not cancel the consumer; its messages come back with the connection's end");
-        return;
-    }
-    // Everything that was sent before the answer is at hand.
-    let rest = std::iter::from_fn(|| consumer.next().now_or_never()??.ok());
-    release_all(rest.chain(waiting.into_iter().map(|it| it.delivery))).await;
 }

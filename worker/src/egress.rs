@@ -1,19 +1,14 @@
 //! How requests leave: whom they trust, who they say they are, and by way of which proxy.
 //!
-//! Files are read when the process starts, so that a wrong one is a sentence then and not a failed
-//! delivery later. Variables like `HTTP_PROXY` are no part of this: they are ignored.
+//! Variables like `HTTP_PROXY` are no part of this: they are ignored.
 
-use std::fmt;
-use std::fs;
-
-use reqwest::{Certificate, ClientBuilder, Identity, Proxy};
-use rustls::RootCertStore;
-use rustls::crypto::ring;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::sign::CertifiedKey;
+use outbox::pem::{self, ClientCertificate, ClientKey, Identity, Roots};
+use reqwest::{ClientBuilder, Proxy};
+use rustls::ClientConfig;
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
+
+use crate::tls::{self, TlsSetupError};
 
 /// How requests leave.
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -43,98 +38,31 @@ pub struct KeyMismatch;
 impl EgressConfig {
     /// Checks what can only be said of two options together.
     pub(crate) fn check(&self) -> Result<(), KeyMismatch> {
-        let (Some(certificate), Some(key)) = (&self.egress_client_cert_file, &self.egress_client_key_file) else {
-            return Ok(());
-        };
-        let certificates = certificates(certificate.0.as_bytes()).map_err(|_| KeyMismatch)?;
-        let key = private_key(key.0.expose_secret()).map_err(|_| KeyMismatch)?;
-        CertifiedKey::from_der(certificates, key, &ring::default_provider()).map(|_| ()).map_err(|_| KeyMismatch)
+        if self.identity().is_none_or(pem::is_a_pair) { Ok(()) } else { Err(KeyMismatch) }
     }
 
-    /// Makes a client leave this way.
-    pub(crate) fn apply(&self, mut builder: ClientBuilder) -> Result<ClientBuilder, reqwest::Error> {
-        if let Some(roots) = &self.egress_ca_file {
-            builder = builder.tls_certs_merge(roots.0.iter().cloned());
+    fn identity(&self) -> Option<Identity> {
+        pem::identity(self.egress_client_cert_file.as_ref(), self.egress_client_key_file.as_ref())
+    }
+
+    /// How receivers are spoken to.
+    pub(crate) fn tls(&self, http2: bool) -> Result<ClientConfig, TlsSetupError> {
+        let roots = self.egress_ca_file.as_ref().map_or(&[][..], Roots::certificates);
+        tls::client_config(roots, self.identity(), http2)
+    }
+
+    /// Makes a client leave by the proxy, if there is one.
+    pub(crate) fn apply(&self, builder: ClientBuilder) -> Result<ClientBuilder, reqwest::Error> {
+        match &self.egress_proxy {
+            Some(proxy) => Ok(builder.proxy(Proxy::all(proxy.expose_secret())?)),
+            None => Ok(builder),
         }
-        if let (Some(certificate), Some(key)) = (&self.egress_client_cert_file, &self.egress_client_key_file) {
-            let both = format!("{}\n{}", certificate.0, key.0.expose_secret());
-            builder = builder.identity(Identity::from_pem(both.as_bytes())?);
-        }
-        if let Some(proxy) = &self.egress_proxy {
-            builder = builder.proxy(Proxy::all(proxy.expose_secret())?);
-        }
-        Ok(builder)
     }
 
     /// Whether the other end of every connection is the proxy.
     pub(crate) const fn has_proxy(&self) -> bool {
         self.egress_proxy.is_some()
     }
-}
-
-/// Certificates that receivers are trusted by.
-#[derive(Clone, Debug)]
-struct Roots(Vec<Certificate>);
-
-impl Roots {
-    fn read(path: &str) -> Result<Self, String> {
-        let mut store = RootCertStore::empty();
-        let mut roots = Vec::new();
-        for certificate in certificates(read(path)?.as_bytes())? {
-            let root = Certificate::from_der(&certificate).map_err(|_| NOT_CERTIFICATES)?;
-            store.add(certificate).map_err(|_| NOT_CERTIFICATES)?;
-            roots.push(root);
-        }
-        Ok(Self(roots))
-    }
-}
-
-/// A certificate of the worker's own and its intermediates, in PEM.
-#[derive(Clone, Debug)]
-struct ClientCertificate(String);
-
-impl ClientCertificate {
-    fn read(path: &str) -> Result<Self, String> {
-        let text = read(path)?;
-        certificates(text.as_bytes())?;
-        Ok(Self(text))
-    }
-}
-
-/// A private key in PEM.
-#[derive(Clone)]
-struct ClientKey(SecretString);
-
-impl ClientKey {
-    fn read(path: &str) -> Result<Self, String> {
-        let text = read(path)?;
-        private_key(&text)?;
-        Ok(Self(text.into()))
-    }
-}
-
-impl fmt::Debug for ClientKey {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("ClientKey(…)")
-    }
-}
-
-const NOT_CERTIFICATES: &str = "the file holds no certificates in PEM, or one that is damaged";
-
-fn read(path: &str) -> Result<String, String> {
-    // The kind of the error and not its text, which may repeat the path.
-    fs::read_to_string(path).map_err(|error| format!("the file cannot be read: {}", error.kind()))
-}
-
-fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
-    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    let certificates = certificates.map_err(|_| NOT_CERTIFICATES)?;
-    if certificates.is_empty() { Err(NOT_CERTIFICATES.to_owned()) } else { Ok(certificates) }
-}
-
-fn private_key(pem: &str) -> Result<PrivateKeyDer<'static>, String> {
-    let key = PrivateKeyDer::from_pem_slice(pem.as_bytes());
-    key.map_err(|_| "the file holds no private key in PEM, or one that is encrypted".to_owned())
 }
 
 fn proxy_url(text: &str) -> Result<SecretString, String> {
@@ -150,6 +78,8 @@ fn proxy_url(text: &str) -> Result<SecretString, String> {
 
 #[cfg(test)]
 mod tests {
+    use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+
     use super::*;
 
     #[test]
@@ -165,10 +95,11 @@ mod tests {
     #[test]
     fn what_is_shown_of_the_configuration_holds_no_secret() {
         let config = EgressConfig {
-            egress_client_key_file: Some(ClientKey("hunter2".into())),
+            egress_client_key_file: Some(PrivateKeyDer::from(PrivatePkcs8KeyDer::from(b"hunter2".to_vec())).into()),
             egress_proxy: Some("http://user:hunter2@proxy:3128".into()),
             ..EgressConfig::default()
         };
-        assert!(!format!("{config:?}").contains("hunter2"), "{config:?}");
+        let shown = format!("{config:?}");
+        assert!(!shown.contains("hunter2") && !shown.contains(&format!("{:?}", b"hunter2")), "{shown}");
     }
 }

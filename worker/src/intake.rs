@@ -1,24 +1,28 @@
-//! Which messages are started, which wait, and which are held back. Pure: time is a parameter.
+//! Which messages are started, which wait, and which make way for others. Pure: time is a parameter.
 //!
 //! No destination may keep the others waiting. One may have as many requests under way as there are free
 //! slots, so that one alone gets half of them, two a third each, and some are always left for the next
-//! ("Dynamic queue length thresholds for shared-memory packet switches", Choudhury and Hahne, 1998).
-//! What it may not start yet waits here for a moment, since most are quick; what waits longer is held in
-//! Postgres, where it is in nobody's way.
+//! ("Dynamic queue length thresholds for shared-memory packet switches", Choudhury and Hahne, 1998). And those that
+//! are not known to be well, however many they are, never get all of them: see [`strangers`]. What may not start yet
+//! waits here for a moment, since most are quick; what waits longer is given back to Postgres, where it is in nobody's
+//! way.
 
 mod lane;
+mod strangers;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
 
+use outbox::destination::breaker::Finding as Report;
 use outbox::message::Message;
 use tokio::time::Instant;
 
 use self::lane::Lane;
+pub(crate) use self::lane::SLOT_LASTS;
+use self::strangers::{Strangers, Ticket};
 
-/// Destinations that are remembered although nothing of theirs is here.
-const REMEMBERED: usize = 10_000;
+/// Destinations that are remembered although nothing of theirs is here, and messages that were put off.
+const REMEMBERED: usize = 50_000;
 
 /// Bounds of an [`Intake`].
 #[derive(Clone, Copy, Debug)]
@@ -29,10 +33,12 @@ pub(crate) struct Bounds {
     pub per_destination: usize,
     /// Failures in a row that open a destination's breaker.
     pub breaker_failures: u32,
+    /// Bytes of large payloads under way at once; one alone may have more.
+    pub payload_bytes: u64,
 }
 
 impl Bounds {
-    /// So many requests under way are much for one destination.
+    /// So many requests under way, or messages that wait, are much for one destination.
     fn share(&self) -> usize {
         (self.slots / 8).max(1).min(self.per_destination)
     }
@@ -43,6 +49,14 @@ impl Bounds {
 pub(crate) struct Received<Delivery> {
     pub message: Message,
     pub delivery: Delivery,
+    /// Once it is started, if its destination is not known to be well.
+    pub ticket: Option<Ticket>,
+}
+
+impl<Delivery> Received<Delivery> {
+    pub(crate) const fn new(message: Message, delivery: Delivery) -> Self {
+        Self { message, delivery, ticket: None }
+    }
 }
 
 /// How a destination fared in one attempt.
@@ -50,19 +64,21 @@ pub(crate) struct Received<Delivery> {
 pub(crate) struct Finding {
     /// It did not answer, or answered that it failed.
     pub failed: bool,
-    /// It asks to slow down, and to pause for so long.
-    pub slow_down: Option<Duration>,
+    /// It asks to slow down.
+    pub slow_down: bool,
     /// What was wrong, in a few words.
     pub error: String,
 }
 
-/// What becomes of an attempt that was started, in this order.
+/// What becomes of an attempt that was started, in this order; and slots of a limit that came.
 #[derive(Debug)]
 pub(crate) enum Progress {
     /// Its request has ended: its destination may have the next one.
     Answered(Answered),
-    /// It is recorded: its slot is free.
+    /// It is recorded, or will be without its slot: that is free.
     Recorded,
+    /// When requests to a destination with a limit may go.
+    Slots { destination: Arc<str>, at: Vec<Instant> },
 }
 
 /// The end of a request.
@@ -70,28 +86,33 @@ pub(crate) enum Progress {
 pub(crate) struct Answered {
     pub destination: Arc<str>,
     pub released: bool,
+    pub ticket: Option<Ticket>,
+    pub payload_bytes: u32,
     /// `None` if the attempt says nothing about its destination.
     pub finding: Option<Finding>,
 }
 
-/// What all workers and relays should know of a destination.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Report {
-    /// So many failures in a row, the last one perhaps of what was set free.
-    Down { error: String, released: bool },
-    /// What was set free has failed.
-    StillDown { error: String },
-    /// It does not keep up, or asks for a pause.
-    Slow { pause: Duration, limit: i32, error: String },
-    /// What was set free has succeeded.
-    Recovered,
+impl Answered {
+    /// The end of this message's attempt.
+    pub(crate) fn new(message: &Message, ticket: Option<Ticket>, finding: Option<Finding>) -> Self {
+        let destination = message.destination.as_str().into();
+        Self { destination, released: message.released, ticket, payload_bytes: message.payload_bytes, finding }
+    }
 }
 
+/// What all workers and relays should know of a destination, and what it was found by.
+pub(crate) type Found = (Arc<str>, Report, String);
+
 /// What must make way for others.
-pub(crate) struct Held<Delivery> {
-    pub messages: Vec<Received<Delivery>>,
+pub(crate) struct MakesWay<Delivery> {
+    /// Messages of destinations that are sick: they wait for them.
+    pub sick: Vec<Received<Delivery>>,
+    /// Messages for which there is no slot for now: they come again in a moment.
+    pub crowded: Vec<Received<Delivery>>,
+    /// The same of destinations that have requests under way and answer none: they come again later.
+    pub hanging: Vec<Received<Delivery>>,
     /// What that says about destinations.
-    pub reports: Vec<(Arc<str>, Report)>,
+    pub found: Vec<Found>,
 }
 
 pub(crate) struct Intake<Delivery> {
@@ -102,11 +123,24 @@ pub(crate) struct Intake<Delivery> {
     waiting: usize,
     /// Slots that are taken.
     under_way: usize,
+    strangers: Strangers,
+    /// Outbox rows of messages that were put off once.
+    put_off: HashSet<i64>,
+    payload_bytes: u64,
 }
 
 impl<Delivery> Intake<Delivery> {
     pub(crate) fn new(bounds: Bounds) -> Self {
-        Self { bounds, lanes: HashMap::new(), turns: VecDeque::new(), waiting: 0, under_way: 0 }
+        Self {
+            bounds,
+            lanes: HashMap::new(),
+            turns: VecDeque::new(),
+            waiting: 0,
+            under_way: 0,
+            strangers: Strangers::new(bounds.slots),
+            put_off: HashSet::new(),
+            payload_bytes: 0,
+        }
     }
 
     /// Messages that wait here.
@@ -119,14 +153,26 @@ impl<Delivery> Intake<Delivery> {
         self.waiting < self.bounds.slots
     }
 
+    /// Whether there are slots for more requests.
+    pub(crate) const fn has_free_slots(&self) -> bool {
+        self.under_way < self.bounds.slots
+    }
+
     /// Messages that may be started, at the most.
     pub(crate) fn startable(&self) -> usize {
         self.waiting.min(self.bounds.slots - self.under_way)
     }
 
+    /// The messages that have waited here since before this moment.
+    pub(crate) fn waiting_since(&self, moment: Instant) -> impl Iterator<Item = &Message> {
+        let waiting = self.turns.iter().flat_map(|destination| &self.lanes[destination].waiting);
+        waiting.filter(move |(_, since)| *since <= moment).map(|(received, _)| &received.message)
+    }
+
     /// Takes a message in.
     pub(crate) fn push(&mut self, received: Received<Delivery>, now: Instant) {
         let lane = self.lane(&received.message.destination);
+        lane.limited = received.message.limited;
         lane.waiting.push_back((received, now));
         let first = (lane.waiting.len() == 1).then(|| Arc::clone(&lane.destination));
         self.waiting += 1;
@@ -134,24 +180,18 @@ impl<Delivery> Intake<Delivery> {
     }
 
     /// Takes out what may be started now, up to `limit`, one of each destination in turn.
-    pub(crate) fn start(&mut self, limit: usize) -> Vec<Received<Delivery>> {
+    pub(crate) fn start(&mut self, limit: usize, now: Instant) -> Vec<Received<Delivery>> {
         let mut started = Vec::new();
         let mut stuck = VecDeque::new();
+        self.strangers.look(now);
         while started.len() < limit
             && let Some(destination) = self.turns.pop_front()
         {
-            let free = self.bounds.slots - self.under_way;
-            let most = self.bounds.per_destination.min(free);
-            let lane = self.lanes.get_mut(&destination).expect("what waits has its lane");
-            if lane.under_way >= most {
+            let Some(received) = self.start_one(&destination, now) else {
                 stuck.push_back(destination);
                 continue;
-            }
-            let (received, _) = lane.waiting.pop_front().expect("it has a turn because it waits");
-            lane.under_way += 1;
-            self.under_way += 1;
-            self.waiting -= 1;
-            if !lane.waiting.is_empty() {
+            };
+            if !self.lanes[&destination].waiting.is_empty() {
                 self.turns.push_back(destination);
             }
             started.push(received);
@@ -161,59 +201,116 @@ impl<Delivery> Intake<Delivery> {
         started
     }
 
-    /// Takes out what must make way: messages of destinations that are known to be sick, and, when there is no
-    /// more room, of those that take their share of the slots and let others wait for too long. Also says what
-    /// was found out.
-    pub(crate) fn hold(&mut self, now: Instant) -> Held<Delivery> {
-        let (mut messages, mut reports) = (Vec::new(), Vec::new());
-        let (is_full, share) = (!self.has_room(), self.bounds.share());
+    fn start_one(&mut self, destination: &Arc<str>, now: Instant) -> Option<Received<Delivery>> {
+        let free = self.bounds.slots - self.under_way;
+        let most = self.bounds.per_destination.min(free);
+        let lane = self.lanes.get_mut(destination).expect("what waits has its lane");
+        let (next, _) = lane.waiting.front().expect("it has a turn because it waits");
+        let payload_bytes = self.payload_bytes + u64::from(next.message.payload_bytes);
+        let fits =
+            self.payload_bytes == 0 || next.message.payload_bytes == 0 || payload_bytes <= self.bounds.payload_bytes;
+        let is_newcomer = lane.is_newcomer() && !self.put_off.contains(&next.message.outbox_id);
+        let is_welcome = lane.is_well || self.strangers.have_room(is_newcomer);
+        if lane.under_way >= most || !fits || !is_welcome || !lane.takes_slot(now) {
+            return None;
+        }
+        let (mut received, _) = lane.waiting.pop_front().expect("it was there a moment ago");
+        received.ticket = (!lane.is_well).then(|| self.strangers.enter(now));
+        self.put_off.remove(&received.message.outbox_id);
+        lane.under_way += 1;
+        self.payload_bytes = payload_bytes;
+        self.under_way += 1;
+        self.waiting -= 1;
+        Some(received)
+    }
+
+    /// How many slots of their limits the destinations of what waits need, of those that have not been asked for; they
+    /// are taken as asked for from now on.
+    pub(crate) fn wanted_slots(&mut self, now: Instant) -> Vec<(Arc<str>, u32)> {
+        let mut wanted = Vec::new();
+        for destination in &self.turns {
+            let lane = self.lanes.get_mut(destination).expect("what waits has its lane");
+            wanted.extend(lane.ask_for_slots(now).map(|count| (Arc::clone(destination), count)));
+        }
+        wanted
+    }
+
+    /// When the next slot of a limit may be used.
+    pub(crate) fn next_slot(&self) -> Option<Instant> {
+        self.turns.iter().filter_map(|destination| self.lanes[destination].next_slot()).min()
+    }
+
+    /// Takes out what must make way: messages of destinations that are known to be sick, those of a limited one that
+    /// it cannot take soon, and, when there is not much room left, or strangers are many, those that let others wait for
+    /// too long. Also says what was found out.
+    pub(crate) fn make_way(&mut self, now: Instant) -> MakesWay<Delivery> {
+        let mut way = MakesWay { sick: Vec::new(), crowded: Vec::new(), hanging: Vec::new(), found: Vec::new() };
+        let (is_full, is_tight) = (!self.has_room(), self.waiting * 2 >= self.bounds.slots);
+        let (share, are_many) = (self.bounds.share(), self.strangers.are_many());
         self.turns.retain(|destination| {
             let lane = self.lanes.get_mut(destination).expect("what waits has its lane");
-            // Without a name there is nothing to hold: messages of an older build.
-            if is_full && lane.under_way >= share && lane.keeps_waiting(now) && !destination.is_empty() {
-                reports.extend(lane.slow(now).map(|report| (Arc::clone(destination), report)));
-                messages.extend(lane.take_all());
+            if lane.limited && lane.waiting.len() > share {
+                way.found.extend(lane.over_limit(now));
+                way.sick.extend(lane.take_all_but(share));
+            } else if is_full && lane.under_way >= share && lane.keeps_waiting(now) {
+                way.found.extend(lane.slow(now));
+                way.sick.extend(lane.take_all_but(0));
             } else if lane.is_sick(now) {
-                messages.extend(lane.take_sick());
+                way.sick.extend(lane.take_sick());
+            } else if lane.keeps_waiting(now)
+                && (is_tight && (!lane.is_well || lane.hangs(now)) || are_many && !lane.is_well)
+            {
+                let those = if lane.under_way > 0 { &mut way.hanging } else { &mut way.crowded };
+                those.extend(lane.take_all_but(0));
             }
             !lane.waiting.is_empty()
         });
-        self.waiting -= messages.len();
-        Held { messages, reports }
+        self.waiting -= way.sick.len() + way.crowded.len() + way.hanging.len();
+        if self.put_off.len() > REMEMBERED {
+            self.put_off.clear();
+        }
+        let put_off = way.crowded.iter().chain(&way.hanging);
+        self.put_off.extend(put_off.map(|received| received.message.outbox_id));
+        way
     }
 
     /// Notes what became of an attempt.
-    pub(crate) fn note(&mut self, progress: Progress, now: Instant) -> Option<(Arc<str>, Report)> {
+    pub(crate) fn note(&mut self, progress: Progress, now: Instant) -> Option<Found> {
         match progress {
-            Progress::Answered(answered) => {
-                let report = self.answered(&answered, now)?;
-                Some((answered.destination, report))
-            }
+            Progress::Answered(answered) => self.answered(&answered, now),
             Progress::Recorded => {
                 self.under_way -= 1;
+                None
+            }
+            Progress::Slots { destination, at } => {
+                if let Some(lane) = self.lanes.get_mut(&destination) {
+                    lane.got_slots(at, now);
+                }
                 None
             }
         }
     }
 
-    fn answered(&mut self, finished: &Answered, now: Instant) -> Option<Report> {
+    fn answered(&mut self, ended: &Answered, now: Instant) -> Option<Found> {
         let breaker_failures = self.bounds.breaker_failures;
-        let lane = self.lane(&finished.destination);
+        self.payload_bytes -= u64::from(ended.payload_bytes);
+        if let Some(ticket) = ended.ticket {
+            self.strangers.leave(ticket);
+        }
+        let lane = self.lane(&ended.destination);
         lane.under_way -= 1;
         lane.last_end = Some(now);
-        let report =
-            finished.finding.as_ref().and_then(|finding| lane.learn(finding, finished.released, breaker_failures, now));
-        if lane.is_forgettable(now) {
-            self.lanes.remove(&finished.destination);
-        } else if self.lanes.len() > REMEMBERED {
+        let finding = ended.finding.as_ref();
+        let found = finding.and_then(|finding| lane.learn(finding, ended.released, breaker_failures, now));
+        if self.lanes.len() > REMEMBERED {
             self.lanes.retain(|_, lane| lane.under_way > 0 || !lane.waiting.is_empty());
         }
-        report.filter(|_| !finished.destination.is_empty())
+        found
     }
 
     /// A claim found nothing to attempt: what was started has ended without a finding.
-    pub(crate) fn give_back(&mut self, destination: &str, now: Instant) {
-        self.answered(&Answered { destination: destination.into(), released: false, finding: None }, now);
+    pub(crate) fn give_back(&mut self, received: &Received<Delivery>, now: Instant) {
+        self.answered(&Answered::new(&received.message, received.ticket, None), now);
         self.under_way -= 1;
     }
 
@@ -221,9 +318,7 @@ impl<Delivery> Intake<Delivery> {
     pub(crate) fn clear(&mut self) -> Vec<Received<Delivery>> {
         self.turns.clear();
         self.waiting = 0;
-        let waiting = self.lanes.values_mut().flat_map(Lane::take_all).collect();
-        self.lanes.retain(|_, lane| lane.under_way > 0 || lane.failures > 0);
-        waiting
+        self.lanes.values_mut().flat_map(|lane| lane.take_all_but(0)).collect()
     }
 
     fn lane(&mut self, destination: &str) -> &mut Lane<Delivery> {

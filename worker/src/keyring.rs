@@ -46,7 +46,7 @@ impl Keyring {
         let keys: Result<Vec<SigningKey>, OpenError> =
             sealed.iter().map(|sealed| SigningKey::open(&self.secrets, owner, sealed)).collect();
         match keys {
-            Ok(keys) => Ok(Cow::Owned(SigningKeys::new(&keys))),
+            Ok(keys) => Ok(Cow::Owned(SigningKeys::new(&distinct(keys)))),
             Err(reason) => {
                 warn!(owner = kind, %reason, "a signing key cannot be opened: nothing is sent");
                 metrics::counter!("outhook_worker_unopened_keys_total", "owner" => kind).increment(1);
@@ -54,6 +54,17 @@ impl Keyring {
             }
         }
     }
+}
+
+/// Each key once: one that was set again after another is there twice, and signs once.
+fn distinct(keys: Vec<SigningKey>) -> Vec<SigningKey> {
+    let mut distinct: Vec<SigningKey> = Vec::with_capacity(keys.len());
+    for key in keys {
+        if !distinct.iter().any(|other| other.is_same_as(&key)) {
+            distinct.push(key);
+        }
+    }
+    distinct
 }
 
 #[cfg(test)]
@@ -88,10 +99,11 @@ mod tests {
             retry_count: 0,
             max_attempts: None,
             timeout_ms: None,
-            ordering_key: None,
+            ordered: false,
             client_url: "http://example.com:80/hook".to_owned(),
             payload: String::new(),
             headers: serde_json::json!({}),
+            unreadable: None,
             sealed_key,
             destination_keys,
             started_at: clock::now(),

@@ -1,6 +1,7 @@
 //! `outhook-worker`: delivers webhooks.
 
-use outbox::{env, shutdown, telemetry};
+use outbox::telemetry::Readiness;
+use outbox::{env, reload, shutdown, telemetry};
 use outhook_worker::Config;
 
 #[tokio::main]
@@ -16,7 +17,11 @@ async fn main() {
 async fn run(config: Config) -> anyhow::Result<()> {
     // For the HTTP client, which brings none of its own.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let stop = shutdown::listen()?;
-    telemetry::start_metrics(&config.metrics).await?;
-    outhook_worker::run(config, stop).await
+    let (stop, hangups) = (shutdown::listen()?, reload::listen()?);
+    let readiness = Readiness::new(stop.clone(), None);
+    telemetry::start_metrics(&config.metrics, outhook_worker::METRICS, Some(readiness.clone())).await?;
+    traces::start(&config.traces, "outhook-worker")?;
+    let ended = outhook_worker::run(config, stop, hangups, readiness).await;
+    traces::flush().await;
+    ended
 }

@@ -7,7 +7,6 @@ use outbox::job::{Outcome, Status, Verdict};
 use outbox::retry::RetryPolicy;
 use outbox::settle::Settlement;
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc2822;
 
 use crate::intake::Finding;
 use crate::send_error::SendError;
@@ -37,37 +36,54 @@ pub(crate) struct Policy<'a> {
     pub answers: &'a AnswerPolicy,
 }
 
-/// A refused target stays refused; what is not final may work next time.
+/// What cannot be read stays so, and a refused URL stays refused; what is not final may work next time, and a name may lead elsewhere then.
 pub(crate) fn verdict(exchange: &Exchange, answers: &AnswerPolicy) -> Verdict {
     match exchange {
         Ok(Answer { status: 200..=299, .. }) => Verdict::Success,
         Ok(Answer { status, .. }) if answers.final_statuses.contains(*status) => Verdict::GiveUp,
-        Err(SendError::Target(_) | SendError::Headers(_)) => Verdict::GiveUp,
+        Err(SendError::Unreadable(_) | SendError::Target(_) | SendError::Headers(_)) => Verdict::GiveUp,
         Ok(_) | Err(_) => Verdict::TryAgain,
     }
 }
 
-/// What an attempt says about its destination, rather than about its job.
+/// What an attempt says about its destination, rather than about its job. `timeout` is that of jobs without one of their
+/// own.
 ///
 /// Statuses below 500 are those of a receiver that is well: one of many endpoints behind one name must not
-/// stop the others.
-pub(crate) fn finding(
-    exchange: &Exchange,
-    longest_pause: Duration,
-    answers: &AnswerPolicy,
-    now: OffsetDateTime,
-) -> Option<Finding> {
+/// stop the others. And a job that gives its receiver much less time than others has its own failure.
+pub(crate) fn finding(exchange: &Exchange, timeout: Duration, answers: &AnswerPolicy) -> Option<Finding> {
     match exchange {
-        Ok(Answer { status: 200..=299, .. }) => Some(Finding { failed: false, slow_down: None, error: String::new() }),
+        Ok(Answer { status: 200..=299, .. }) => Some(Finding { failed: false, slow_down: false, error: String::new() }),
         Ok(answer) => {
-            let asked = answer.retry_after.as_deref().and_then(|text| parse_retry_after(text, now)).unwrap_or_default();
-            let slow_down = answers.slow_down_statuses.contains(answer.status).then(|| asked.min(longest_pause));
+            let slow_down = answers.slow_down_statuses.contains(answer.status);
             Some(Finding { failed: answer.status >= 500, slow_down, error: http(exchange) })
         }
         // Nothing was sent, or nobody waited for the answer.
-        Err(SendError::Target(_) | SendError::Headers(_) | SendError::Key(_) | SendError::Stopped) => None,
-        Err(error) => Some(Finding { failed: true, slow_down: None, error: error.to_string() }),
+        Err(
+            SendError::Unreadable(_)
+            | SendError::Target(_)
+            | SendError::Addresses(_)
+            | SendError::Headers(_)
+            | SendError::Key(_)
+            | SendError::Late
+            | SendError::Stopped,
+        ) => None,
+        Err(SendError::Timeout(own)) if *own < timeout / 2 => None,
+        Err(error) => Some(Finding { failed: true, slow_down: false, error: error.to_string() }),
     }
+}
+
+/// For how long the receiver asks to be left alone: with Retry-After and a status that slows down. That binds the URL
+/// that it was said of; others at the same host may be somebody else's.
+pub(crate) fn pause(
+    exchange: &Exchange,
+    longest: Duration,
+    answers: &AnswerPolicy,
+    now: OffsetDateTime,
+) -> Option<Duration> {
+    let answer = exchange.as_ref().ok().filter(|answer| answers.slow_down_statuses.contains(answer.status))?;
+    let asked = asked_wait(answer, now)?.min(longest);
+    (asked > Duration::ZERO).then_some(asked)
 }
 
 /// The record of an attempt that this worker made.
@@ -83,8 +99,8 @@ pub(crate) fn settlement(
     random: f64,
 ) -> Settlement {
     let status = after(verdict(exchange, answers), job.retry_count, job.max_attempts, policy);
-    let (status_code, excerpt, retry_after) = match exchange {
-        Ok(answer) => (Some(answer.status.into()), answer.excerpt.clone(), answer.retry_after.as_deref()),
+    let (status_code, excerpt, asked) = match exchange {
+        Ok(answer) => (Some(answer.status.into()), answer.excerpt.clone(), asked_wait(answer, now)),
         Err(_) => (None, String::new(), None),
     };
     let failed_attempts = job.retry_count.cast_unsigned() + 1;
@@ -92,8 +108,9 @@ pub(crate) fn settlement(
         job_id: job.job_id,
         attempt: job.attempt,
         status,
-        retry_in: policy.delay(failed_attempts, retry_after.and_then(|text| parse_retry_after(text, now)), random),
-        ordering_key: job.ordering_key.clone(),
+        retry_in: policy.delay(failed_attempts, asked, random),
+        ordered: job.ordered,
+        taken_over: false,
         worker: worker.to_owned(),
         started_at: job.started_at,
         duration_ms: Some(i32::try_from(duration.as_millis()).unwrap_or(i32::MAX)),
@@ -117,7 +134,8 @@ pub(crate) fn settlement_of_lost(standing: &Standing, policy: &RetryPolicy) -> S
         attempt: standing.attempt,
         status: after(Verdict::TryAgain, standing.retry_count, standing.max_attempts, policy),
         retry_in: Duration::ZERO,
-        ordering_key: standing.ordering_key.clone(),
+        ordered: standing.ordered,
+        taken_over: true,
         worker: standing.claimed_by.clone(),
         started_at: standing.started_at,
         duration_ms: None,
@@ -147,15 +165,20 @@ fn http(exchange: &Exchange) -> String {
     exchange.as_ref().map(|answer| format!("HTTP {}", answer.status)).unwrap_or_default()
 }
 
-/// Seconds, or an HTTP date (RFC 9110, section 10.2.3). Garbage and the past are no wish at all; the
-/// retry policy bounds the rest.
+/// For how long an answer asks to be left alone. One that says so twice is given the longer time.
+fn asked_wait(answer: &Answer, now: OffsetDateTime) -> Option<Duration> {
+    answer.retry_after.iter().filter_map(|text| parse_retry_after(text, now)).max()
+}
+
+/// Seconds, or a date in one of the three forms of HTTP (RFC 9110, sections 5.6.7 and 10.2.3). Garbage and the past are no
+/// wish at all; the retry policy bounds the rest.
 fn parse_retry_after(text: &str, now: OffsetDateTime) -> Option<Duration> {
     let text = text.trim();
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
         // More than fits is a long time as well.
         return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
     }
-    let date = OffsetDateTime::parse(text, &Rfc2822).ok()?;
+    let date = OffsetDateTime::from(httpdate::parse_http_date(text).ok()?);
     Duration::try_from(date - now).ok()
 }
 
@@ -191,10 +214,11 @@ mod tests {
             retry_count,
             max_attempts,
             timeout_ms: None,
-            ordering_key: None,
+            ordered: false,
             client_url: String::new(),
             payload: String::new(),
             headers: serde_json::json!({}),
+            unreadable: None,
             sealed_key: None,
             destination_keys: None,
             started_at: NOW,
@@ -204,7 +228,7 @@ mod tests {
 
     #[allow(clippy::unnecessary_wraps, reason = "it is one of the two kinds of an exchange")]
     fn answer(status: u16) -> Exchange {
-        Ok(Answer { status, retry_after: None, excerpt: "body".to_owned() })
+        Ok(Answer { status, retry_after: Vec::new(), excerpt: "body".to_owned() })
     }
 
     fn settle(job: &Claimed, exchange: &Exchange) -> Settlement {
@@ -230,6 +254,12 @@ mod tests {
                 Outcome::Failed,
                 "no answer within 10 s",
             ),
+            (
+                Err(SendError::Addresses(TargetError::PrivateNetwork)),
+                Status::Pending,
+                Outcome::Failed,
+                "target refused: the target is in a network that is not public and not allowed by ALLOW_NETWORKS",
+            ),
             (Err(SendError::Stopped), Status::Pending, Outcome::Unknown, "the worker stopped before the answer came"),
             (
                 refused,
@@ -247,19 +277,32 @@ mod tests {
     #[test]
     fn a_destination_is_judged_by_whether_it_works_and_not_by_whether_it_takes_a_webhook() {
         let found = |exchange: &Exchange| {
-            finding(exchange, Duration::from_secs(100), &answers(), NOW).map(|it| (it.failed, it.slow_down))
+            finding(exchange, Duration::from_secs(10), &answers()).map(|it| (it.failed, it.slow_down))
         };
-        assert_eq!(found(&answer(200)), Some((false, None)));
-        assert_eq!(found(&answer(404)), Some((false, None)));
-        assert_eq!(found(&answer(500)), Some((true, None)));
-        assert_eq!(found(&answer(503)), Some((true, Some(Duration::ZERO))));
-        let asking =
-            |text: &str| Ok(Answer { status: 429, retry_after: Some(text.to_owned()), excerpt: String::new() });
-        assert_eq!(found(&asking("30")), Some((false, Some(Duration::from_secs(30)))));
-        assert_eq!(found(&asking("1000000")), Some((false, Some(Duration::from_secs(100)))), "clamped");
-        assert_eq!(found(&Err(SendError::Timeout(Duration::from_secs(1)))), Some((true, None)));
+        assert_eq!(found(&answer(200)), Some((false, false)));
+        assert_eq!(found(&answer(404)), Some((false, false)));
+        assert_eq!(found(&answer(429)), Some((false, true)));
+        assert_eq!(found(&answer(500)), Some((true, false)));
+        assert_eq!(found(&answer(503)), Some((true, true)));
+        assert_eq!(found(&Err(SendError::Timeout(Duration::from_secs(10)))), Some((true, false)));
+        assert_eq!(found(&Err(SendError::Timeout(Duration::from_millis(100)))), None, "a job's own short time-out");
         assert_eq!(found(&Err(SendError::Stopped)), None);
         assert_eq!(found(&Err(SendError::Target(TargetError::PortZero))), None);
+        assert_eq!(found(&Err(SendError::Addresses(TargetError::PrivateNetwork))), None);
+    }
+
+    #[test]
+    fn a_pause_is_what_is_asked_for_with_a_status_that_slows_down() {
+        let asked = |status: u16, text: &str| {
+            let answer = Answer { status, retry_after: vec![text.to_owned()], excerpt: String::new() };
+            pause(&Ok(answer), Duration::from_secs(100), &answers(), NOW).map(|it| it.as_secs())
+        };
+        assert_eq!(asked(429, "30"), Some(30));
+        assert_eq!(asked(503, "1000000"), Some(100), "clamped");
+        for (status, text) in [(429, "0"), (429, "soon"), (500, "30"), (200, "30")] {
+            assert_eq!(asked(status, text), None, "{status} {text}");
+        }
+        assert_eq!(pause(&answer(429), Duration::from_secs(100), &answers(), NOW), None);
     }
 
     #[test]
@@ -278,10 +321,11 @@ mod tests {
             attempt: 3,
             retry_count,
             max_attempts: None,
-            ordering_key: None,
+            ordered: false,
             claimed_by: "w".to_owned(),
             started_at: NOW,
             lease_expired: true,
+            paused_for: None,
         };
         let lost = settlement_of_lost(&standing(0), &policy());
         assert_eq!((lost.status, lost.outcome, lost.retry_in), (Status::Pending, Outcome::Unknown, Duration::ZERO));
@@ -289,14 +333,24 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_is_read_in_both_forms_and_garbage_is_ignored() {
+    fn retry_after_is_read_in_all_its_forms_and_garbage_is_ignored() {
         let seconds = |text| parse_retry_after(text, NOW).map(|wait| wait.as_secs());
         assert_eq!(seconds("120"), Some(120));
         assert_eq!(seconds("99999999999999999999"), Some(u64::MAX), "as long as can be; it is clamped");
-        assert_eq!(seconds("Thu, 01 Jan 2026 12:00:30 GMT"), Some(30));
-        for ignored in ["-1", "soon", "", "1e9", "+5", "Thu, 01 Jan 2026 11:00:00 GMT"] {
+        for date in ["Thu, 01 Jan 2026 12:00:30 GMT", "Thursday, 01-Jan-26 12:00:30 GMT", "Thu Jan  1 12:00:30 2026"] {
+            assert_eq!(seconds(date), Some(30), "{date}");
+        }
+        for ignored in ["-1", "soon", "", "1e9", "+5", "1.5", "Thu, 01 Jan 2026 11:00:00 GMT"] {
             assert_eq!(seconds(ignored), None, "{ignored}");
         }
+    }
+
+    #[test]
+    fn of_two_waits_the_longer_is_asked_for() {
+        let retry_after = ["5", "garbage", "Thu, 01 Jan 2026 12:00:30 GMT"].map(ToOwned::to_owned).to_vec();
+        let answer = Answer { status: 503, retry_after, excerpt: String::new() };
+        assert_eq!(asked_wait(&answer, NOW), Some(Duration::from_secs(30)));
+        assert_eq!(settle(&job(0, None), &Ok(answer)).retry_in.as_secs(), 30);
     }
 
     #[test]
@@ -304,7 +358,7 @@ mod tests {
         assert_eq!(settle(&job(0, None), &answer(500)).retry_in, Duration::from_millis(500));
         assert_eq!(settle(&job(1, None), &answer(500)).retry_in, Duration::from_secs(1));
         let asked = |text: &str| {
-            let answer = Answer { status: 503, retry_after: Some(text.to_owned()), excerpt: String::new() };
+            let answer = Answer { status: 503, retry_after: vec![text.to_owned()], excerpt: String::new() };
             settle(&job(0, None), &Ok(answer)).retry_in.as_secs()
         };
         assert_eq!(asked("30"), 30);

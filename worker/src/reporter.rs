@@ -1,27 +1,26 @@
 //! Tells Postgres how destinations fare, for the relays and the other workers to see.
 
-use std::sync::Arc;
-
-use outbox::destination::{self, CoolDown};
-use sqlx::PgPool;
+use outbox::database::Pool;
+use outbox::destination::breaker::{CoolDown, Finding};
+use outbox::destination::report::report;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use crate::intake::Report;
+use crate::intake::Found;
 
-/// Reports that may wait to be written; further ones are dropped, and come again with the next failure.
+/// Findings that may wait to be written; further ones are dropped, and come again with the next failure.
 const WAITING: usize = 1_024;
 
 pub(crate) struct Reporter {
-    sender: mpsc::Sender<(Arc<str>, Report)>,
+    sender: mpsc::Sender<Found>,
 }
 
 impl Reporter {
-    pub(crate) fn start(pool: PgPool, cool_down: CoolDown) -> Self {
-        let (sender, mut receiver) = mpsc::channel::<(Arc<str>, Report)>(WAITING);
+    pub(crate) fn start(pool: Pool, cool_down: CoolDown) -> Self {
+        let (sender, mut receiver) = mpsc::channel::<Found>(WAITING);
         tokio::spawn(async move {
-            while let Some((destination, report)) = receiver.recv().await {
-                if let Err(error) = write(&pool, &destination, &report, cool_down).await {
+            while let Some((destination, finding, error)) = receiver.recv().await {
+                if let Err(error) = report(&pool, &destination, finding, &error, cool_down).await {
                     warn!(%error, "cannot record how a destination fares");
                 }
             }
@@ -29,34 +28,20 @@ impl Reporter {
         Self { sender }
     }
 
-    /// Hands a report over, and does not wait.
-    pub(crate) fn report(&self, destination: Arc<str>, report: Report) {
-        let kind = match &report {
-            Report::Down { .. } => "down",
-            Report::StillDown { .. } => "still_down",
-            Report::Slow { .. } => "slow",
-            Report::Recovered => "recovered",
+    /// Hands a finding over, and does not wait.
+    pub(crate) fn report(&self, found: Found) {
+        let (_, finding, error) = &found;
+        let kind = match finding {
+            Finding::Down { .. } => "down",
+            Finding::StillDown => "still_down",
+            Finding::Slow { .. } => "slow",
+            Finding::Recovered => "recovered",
         };
         metrics::counter!("outhook_worker_destination_reports_total", "kind" => kind).increment(1);
-        if let Report::Down { error, .. } | Report::Slow { error, .. } = &report {
+        if matches!(finding, Finding::Down { .. } | Finding::Slow { .. }) {
             // Not its name: it is its owner's business. outhook.sick_destinations shows it.
             info!(kind, error, "a destination is held back");
         }
-        let _ = self.sender.try_send((destination, report));
-    }
-}
-
-async fn write(pool: &PgPool, destination: &str, report: &Report, cool_down: CoolDown) -> Result<(), sqlx::Error> {
-    match report {
-        Report::Down { error, released } => {
-            // It may have been the probe.
-            if *released {
-                destination::reopen(pool, destination, error, cool_down).await?;
-            }
-            destination::open(pool, destination, error, cool_down).await
-        }
-        Report::StillDown { error } => destination::reopen(pool, destination, error, cool_down).await,
-        Report::Slow { pause, limit, error } => destination::slow_down(pool, destination, *pause, *limit, error).await,
-        Report::Recovered => destination::recover(pool, destination).await,
+        let _ = self.sender.try_send(found);
     }
 }

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use outbox::headers::HeaderError;
 use outbox::target::TargetError;
-use rustls::{AlertDescription, CertificateError};
 
 use crate::keyring::KeyError;
 use crate::target_guard::NameError;
+use crate::tls;
 
 /// Linux' numbers for "too many open files": of the system, and of the process.
 const ENFILE: i32 = 23;
@@ -18,9 +18,15 @@ const EMFILE: i32 = 24;
 /// Why there is no answer. Shown in psql: it names neither the URL nor an address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum SendError {
+    /// A column of the job's row holds what is none of its kind. Nothing was sent.
+    #[error("the column {0} of webhook_jobs cannot be read")]
+    Unreadable(&'static str),
     /// The URL may not be delivered to. Nothing was sent.
     #[error("target refused: {0}")]
     Target(#[from] TargetError),
+    /// None of the addresses that the host's name has now may be delivered to. Nothing was sent.
+    #[error("target refused: {0}")]
+    Addresses(TargetError),
     /// The job's own headers cannot be sent. Nothing was.
     #[error("{0}")]
     Headers(#[from] HeaderError),
@@ -39,24 +45,49 @@ pub(crate) enum SendError {
     /// Anything after the connection was there.
     #[error("the request failed: {0}")]
     Request(String),
+    /// The worker stood still before the request left. Nothing was sent, and it may be sent if there is still time.
+    #[error("the worker stood still")]
+    Late,
     /// The worker is going down.
     #[error("the worker stopped before the answer came")]
     Stopped,
+}
+
+impl SendError {
+    /// What went wrong, in one word for traces.
+    pub(crate) const fn kind(&self) -> &'static str {
+        match self {
+            Self::Unreadable(_) => "unreadable",
+            Self::Target(_) | Self::Addresses(_) => "target_refused",
+            Self::Headers(_) => "headers",
+            Self::Key(_) => "signing_key",
+            Self::Name(_) => "name_not_resolved",
+            Self::Connect(_) => "not_connected",
+            Self::Timeout(_) => "timeout",
+            Self::Request(_) => "request_failed",
+            Self::Late => "late",
+            Self::Stopped => "stopped",
+        }
+    }
+
+    pub(crate) fn not_connected() -> Self {
+        Self::Connect("no connection in time".to_owned())
+    }
 }
 
 /// What went wrong, without the URL and the address in reqwest's own text.
 pub(crate) fn describe(error: &reqwest::Error) -> SendError {
     let mut causes = std::iter::successors(error.source(), |&cause| cause.source());
     match causes.clone().find_map(|cause| cause.downcast_ref()) {
-        Some(NameError::Refused(refused)) => return SendError::Target(refused.clone()),
+        Some(NameError::Refused(refused)) => return SendError::Addresses(refused.clone()),
         Some(unresolved @ NameError::NotResolved) => return SendError::Name(unresolved.to_string()),
         None => {}
     }
-    if let Some(tls) = causes.clone().find_map(tls_cause) {
-        return SendError::Connect(certificate_text(tls).to_owned());
+    if let Some(reason) = causes.clone().find_map(tls::describe) {
+        return SendError::Connect(reason);
     }
     if error.is_connect() && error.is_timeout() {
-        return SendError::Connect("no connection in time".to_owned());
+        return SendError::not_connected();
     }
     let io = causes.clone().filter_map(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind);
     let io = io.filter(|&kind| kind != io::ErrorKind::Other).map(|kind| kind.to_string()).next();
@@ -71,35 +102,12 @@ pub(crate) fn lacks_descriptors(error: &reqwest::Error) -> bool {
     io.and_then(io::Error::raw_os_error).is_some_and(|code| [EMFILE, ENFILE].contains(&code))
 }
 
-/// rustls hides its errors in those of the streams below it, one in another.
-fn tls_cause<'a>(cause: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
-    match cause.downcast_ref::<io::Error>() {
-        Some(io) => tls_cause(io.get_ref()?),
-        None => cause.downcast_ref(),
-    }
-}
-
-/// rustls's own text names hosts.
-const fn certificate_text(error: &rustls::Error) -> &'static str {
-    match error {
-        rustls::Error::InvalidCertificate(reason) => match reason {
-            CertificateError::Expired | CertificateError::ExpiredContext { .. } => "the certificate has expired",
-            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-                "the certificate is for another name"
-            }
-            CertificateError::UnknownIssuer => "the certificate's issuer is not trusted",
-            _ => "the certificate is not valid",
-        },
-        rustls::Error::AlertReceived(
-            AlertDescription::CertificateRequired
-            | AlertDescription::BadCertificate
-            | AlertDescription::UnsupportedCertificate
-            | AlertDescription::CertificateRevoked
-            | AlertDescription::CertificateExpired
-            | AlertDescription::CertificateUnknown
-            | AlertDescription::UnknownCA
-            | AlertDescription::AccessDenied,
-        ) => "the receiver asks for a client certificate that it trusts",
-        _ => "TLS failed",
-    }
+/// Whether an HTTP/2 receiver says that it has not begun with the request: it refused the stream, or takes no more on this
+/// connection and has not come to it (RFC 9113, sections 6.8 and 8.7).
+pub(crate) fn was_not_processed(error: &reqwest::Error) -> bool {
+    let mut causes = std::iter::successors(error.source(), |&cause| cause.source());
+    let Some(error) = causes.find_map(|cause| cause.downcast_ref::<h2::Error>()) else { return false };
+    let is_refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+    let is_too_late = error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
+    error.is_remote() && (is_refused || is_too_late)
 }

@@ -1,5 +1,5 @@
-//! Resolves names for the HTTP client, and fails closed: a name with one address that may not be
-//! delivered to is refused as a whole.
+//! Resolves names for the HTTP client: only addresses that may be delivered to are passed on, and a name that has none
+//! of those is refused, for now.
 //!
 //! A check of its own before the request would leave a gap, for the name may answer otherwise a moment
 //! later. Here the addresses that are checked are the ones that are connected to. Literal addresses never
@@ -12,9 +12,8 @@ use std::sync::Arc;
 use outbox::target::{TargetError, TargetPolicy};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
-/// Addresses of one name that are tried, one after the other. All are judged, however many there are: one
-/// that is left out must not be the one that gives the name away. What is tried shares the time that
-/// connecting may take, and a thousand would leave none of them enough.
+/// Addresses of one name that are tried, one after the other. What is tried shares the time that connecting may take,
+/// and a thousand would leave none of them enough.
 const MAX_ADDRESSES: usize = 16;
 
 /// What asks for a name's addresses.
@@ -53,21 +52,26 @@ pub(crate) enum NameError {
     /// No answer, or an empty one.
     #[error("the host name does not resolve")]
     NotResolved,
-    /// One of its addresses may not be delivered to.
+    /// None of its addresses may be delivered to.
     #[error(transparent)]
-    Refused(#[from] TargetError),
+    Refused(TargetError),
 }
 
 impl<L: Lookup> Guard<L> {
-    /// The addresses that may be connected to, none of a name that has another one as well.
+    /// The addresses that may be connected to.
     async fn addresses(&self, name: &str) -> Result<Vec<IpAddr>, NameError> {
-        let mut addresses = self.lookup.lookup(name).await.map_err(|_| NameError::NotResolved)?;
-        if addresses.is_empty() {
-            return Err(NameError::NotResolved);
+        let (mut allowed, mut refused) = (Vec::new(), None);
+        for address in self.lookup.lookup(name).await.map_err(|_| NameError::NotResolved)? {
+            match self.policy.check_address(address) {
+                Ok(()) => allowed.push(address),
+                Err(error) => refused = Some(error),
+            }
         }
-        addresses.iter().try_for_each(|&address| self.policy.check_address(address))?;
-        addresses.truncate(MAX_ADDRESSES);
-        Ok(addresses)
+        if allowed.is_empty() {
+            return Err(refused.map_or(NameError::NotResolved, NameError::Refused));
+        }
+        allowed.truncate(MAX_ADDRESSES);
+        Ok(allowed)
     }
 }
 
@@ -118,25 +122,32 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_address_that_is_not_public_refuses_the_name_wherever_it_stands() {
-        for addresses in [
-            vec!["10.0.0.1"],
-            vec!["93.184.216.34", "127.0.0.1"],
-            vec!["169.254.169.254", "93.184.216.34"],
-            vec!["2606:2800:220:1::1", "::ffff:10.0.0.1"],
-            vec!["93.184.216.34", "64:ff9b::7f00:1", "93.184.216.35"],
+    async fn addresses_that_are_not_public_are_left_out_wherever_they_stand() {
+        for (addresses, public) in [
+            (vec!["93.184.216.34", "127.0.0.1"], vec!["93.184.216.34:0"]),
+            (vec!["169.254.169.254", "93.184.216.34"], vec!["93.184.216.34:0"]),
+            (vec!["2606:2800:220:1::1", "::ffff:10.0.0.1", "fe80::1"], vec!["[2606:2800:220:1::1]:0"]),
+            (vec!["93.184.216.34", "64:ff9b::7f00:1", "93.184.216.35"], vec!["93.184.216.34:0", "93.184.216.35:0"]),
         ] {
-            let error = resolve(Fixed(addresses.clone())).await.expect_err("one is private");
+            let expected: Vec<SocketAddr> = public.iter().map(|it| it.parse().expect("an address")).collect();
+            assert_eq!(resolve(Fixed(addresses.clone())).await, Ok(expected), "{addresses:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_name_without_a_public_address_is_refused() {
+        for addresses in [vec!["10.0.0.1"], vec!["0.0.0.0"], vec!["::1", "fe80::1", "192.168.0.1"]] {
+            let error = resolve(Fixed(addresses.clone())).await.expect_err("all are private");
             assert!(error.contains("ALLOW_NETWORKS"), "{addresses:?}: {error}");
         }
     }
 
     #[tokio::test]
-    async fn a_thousand_addresses_are_all_judged_and_few_are_tried() {
-        let mut addresses = vec!["93.184.216.34"; 1_000];
-        assert_eq!(resolve(Fixed(addresses.clone())).await.map(|it| it.len()), Ok(MAX_ADDRESSES));
-        addresses[999] = "10.0.0.1";
-        assert!(resolve(Fixed(addresses)).await.is_err(), "the last one is private");
+    async fn of_a_thousand_addresses_few_are_tried() {
+        assert_eq!(resolve(Fixed(vec!["93.184.216.34"; 1_000])).await.map(|it| it.len()), Ok(MAX_ADDRESSES));
+        let mut addresses = vec!["10.0.0.1"; 1_000];
+        addresses[999] = "93.184.216.34";
+        assert_eq!(resolve(Fixed(addresses)).await.map(|it| it.len()), Ok(1), "the last one is public");
     }
 
     #[tokio::test]

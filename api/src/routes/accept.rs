@@ -8,43 +8,66 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use outbox::clock;
 use outbox::enqueue::{Accepted, Idempotency, NewJob};
+use outbox::headers;
 use outbox::job::Status;
 use outbox::secret::Owner;
 use outbox::signing_key::SigningKey;
+use outbox::trace::{MAX_TRACESTATE_BYTES, TraceParent};
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
+use traces::Span;
 use uuid::Uuid;
 
 use crate::App;
+use crate::Config;
 use crate::body;
+use crate::connections::Connection;
 use crate::envelope::Envelope;
 use crate::error::ApiError;
 use crate::receipt::Receipt;
+
+const TRACESTATE: &str = "tracestate";
 
 /// 202 for a new job; 200 with the same job for an idempotency key that was used with the same body.
 pub(crate) async fn accept(
     State(app): State<Arc<App>>,
     request: Request<Body>,
 ) -> Result<(StatusCode, Json<Receipt>), ApiError> {
+    let began = traces::now();
     let (head, body) = request.into_parts();
     body::require_json(&head.headers)?;
-    let body = body::read(&head.headers, body, &app.config.server).await?;
+    let config = app.config();
+    let body = body::read(&head, body, &config.server).await?;
+    let _under_way = body::under_way(&body);
 
     let now = clock::now();
-    let verified =
-        app.config.accept.hmac_secret.verify(&head.headers, &body, now, app.config.accept.require_timestamp)?;
-    // The signed id before the header that is not signed: with that, a replay would make another job.
-    let header = idempotency_key(&head.headers)?;
-    let key = verified.webhook_id.or(header);
-    let mut envelope = Envelope::read(&body, &app.config.targets, now)?;
+    let verified = config.accept.hmac_secret.verify(&head.headers, &body, now, config.accept.require_timestamp)?;
+    Connection::of(&head).verified()?;
+    let idempotency = idempotency(verified.webhook_id, idempotency_key(&head.headers)?, &body);
+    let mut envelope = Envelope::read(&body, &config.targets, now)?;
     let signing_key = envelope.signing_key.take();
 
-    let mut job = new_job(envelope, key, &body, traceparent(&head.headers));
-    job.sealed_key = signing_key.map(|key| seal(&app, job.id, &key)).transpose()?;
-    let accepted = app.ingest.accept(job).await?;
+    let caller = trace_context(&head.headers, &mut envelope.headers);
+    let mut job = new_job(envelope, idempotency, caller);
+    job.sealed_key = signing_key.map(|key| seal(&config, job.id, &key)).transpose()?;
+    // From here on, so that what strangers send makes no traces.
+    let span = began.and_then(|began| traces::accept(job.id, job.traceparent.as_deref(), began));
+    job.traceparent = span.as_ref().map(Span::traceparent).or(job.traceparent);
+    let answer = store(&app, job).await;
+    match (span, &answer) {
+        (Some(span), Ok((status, Json(receipt)))) => span.accepted(receipt.job_id, status.as_u16()),
+        (Some(span), Err(error)) => span.answered(error.status().as_u16()),
+        (None, _) => {}
+    }
+    answer
+}
+
+async fn store(app: &App, job: NewJob) -> Result<(StatusCode, Json<Receipt>), ApiError> {
+    let accepted = app.postgres()?.ingest.accept(job).await?;
     receipt(&accepted)
 }
 
-fn new_job(envelope: Envelope, key: Option<String>, body: &[u8], traceparent: Option<String>) -> NewJob {
+fn new_job(envelope: Envelope, idempotency: Option<Idempotency>, traceparent: Option<String>) -> NewJob {
     NewJob {
         id: Uuid::now_v7(),
         client_url: envelope.client_url,
@@ -55,15 +78,22 @@ fn new_job(envelope: Envelope, key: Option<String>, body: &[u8], traceparent: Op
         max_attempts: envelope.max_attempts,
         timeout_ms: envelope.timeout_ms,
         ordering_key: envelope.ordering_key,
-        idempotency: key.map(|key| Idempotency { key, body_hash: Sha256::digest(body).into() }),
+        idempotency,
         traceparent,
         sealed_key: None,
     }
 }
 
+/// Both count: the caller's key finds its job under another signed id, and the signed id finds it whatever stands in
+/// the header, which is not signed and so anything in a replay.
+fn idempotency(signed_id: Option<String>, header: Option<String>, body: &[u8]) -> Option<Idempotency> {
+    let key = header.or_else(|| signed_id.clone())?;
+    Some(Idempotency { key, signed_id, body_hash: Sha256::digest(body).into() })
+}
+
 /// For this job only: in the row of another it cannot be opened.
-fn seal(app: &App, job_id: Uuid, key: &SigningKey) -> Result<Vec<u8>, ApiError> {
-    let secrets = app.config.secrets.key().ok_or(ApiError::NoSecretsKey)?;
+fn seal(config: &Config, job_id: Uuid, key: &SigningKey) -> Result<Vec<u8>, ApiError> {
+    let secrets = config.secrets.key().ok_or(ApiError::NoSecretsKey)?;
     Ok(key.seal(secrets, Owner::Job(job_id)))
 }
 
@@ -90,12 +120,21 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
     Ok(Some(key.to_owned()))
 }
 
-/// The caller's trace context, if it is one (W3C Trace Context, level 1).
-fn traceparent(headers: &HeaderMap) -> Option<String> {
-    let text = headers.get("traceparent")?.to_str().ok()?;
-    let parts: Vec<&str> = text.split('-').collect();
-    let hex = |part: &str, length| part.len() == length && part.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let [version, trace, parent, flags] = parts[..] else { return None };
-    let valid = version == "00" && hex(trace, 32) && hex(parent, 16) && hex(flags, 2);
-    valid.then(|| text.to_owned())
+/// The caller's trace context, if it is one. Its `tracestate` goes along as a header of the job's, unless the job has one.
+fn trace_context(headers: &HeaderMap, job: &mut Map<String, Value>) -> Option<String> {
+    let traceparent = headers.get("traceparent")?.to_str().ok()?;
+    TraceParent::parse(traceparent)?;
+    let is_said = |name: &str| job.keys().any(|key| key.eq_ignore_ascii_case(name));
+    if !is_said("traceparent") && !is_said(TRACESTATE) {
+        let values: Option<Vec<&str>> = headers.get_all(TRACESTATE).iter().map(|value| value.to_str().ok()).collect();
+        let state = values.unwrap_or_default().join(",");
+        if (1..=MAX_TRACESTATE_BYTES).contains(&state.len()) {
+            job.insert(TRACESTATE.to_owned(), state.into());
+            // The job's own headers may have left no room for it.
+            if headers::check(job).is_err() {
+                job.remove(TRACESTATE);
+            }
+        }
+    }
+    Some(traceparent.to_owned())
 }

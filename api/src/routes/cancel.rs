@@ -15,7 +15,7 @@ use crate::receipt::Receipt;
 
 /// 200 also for a job that was cancelled before: a caller whose answer was lost asks again.
 pub(crate) async fn cancel(State(app): State<Arc<App>>, OwnedJob(job_id): OwnedJob) -> Result<Json<Receipt>, ApiError> {
-    match cancel_job(&app.pool, job_id).await {
+    match cancel_job(&app.postgres()?.changes, job_id).await {
         Ok(Cancellation::Cancelled) => {
             let message = "job is cancelled and will not be delivered";
             Ok(Json(Receipt { job_id, status: Status::Cancelled.as_str(), message }))

@@ -13,6 +13,7 @@ use outbox::signing_key::{Scheme, SigningKey};
 use outbox::target::destination;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -27,22 +28,24 @@ use crate::error::ApiError;
 use crate::json;
 use crate::owned_job::OwnedKey;
 
-/// For how long earlier keys sign on, in seconds, unless it is said; and at the most.
-const DEFAULT_OVERLAP_SEC: u64 = 24 * 60 * 60;
-const MAX_OVERLAP_SEC: u64 = 366 * DEFAULT_OVERLAP_SEC;
+/// For how long earlier keys sign on, in seconds, unless it is said; and at the most, which are 366 days.
+const DEFAULT_OVERLAP_SEC: i64 = 24 * 60 * 60;
+const MAX_OVERLAP_SEC: i64 = 366 * DEFAULT_OVERLAP_SEC;
 
 /// The fields of `PUT /destinations/keys` as they are written.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Written {
-    #[serde(default)]
-    client_url: Option<String>,
-    #[serde(default)]
-    destination: Option<String>,
-    scheme: String,
-    secret: SecretString,
-    #[serde(default)]
-    overlap_sec: Option<u64>,
+struct Written<'a> {
+    #[serde(borrow, default)]
+    client_url: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    destination: Option<&'a RawValue>,
+    #[serde(borrow)]
+    scheme: &'a RawValue,
+    #[serde(borrow)]
+    secret: &'a RawValue,
+    #[serde(borrow, default)]
+    overlap_sec: Option<&'a RawValue>,
 }
 
 /// Sets a key. The earlier ones of its scheme sign beside it until the overlap is over.
@@ -53,22 +56,25 @@ pub(crate) async fn set(
 ) -> Result<Json<Value>, ApiError> {
     let (head, body) = request.into_parts();
     body::require_json(&head.headers)?;
-    let body = body::read(&head.headers, body, &app.config.server).await?;
+    let config = app.config();
+    let body = body::read(&head, body, &config.server).await?;
+    let _under_way = body::under_way(&body);
     let written: Written = json::read(&body)?;
-    let destination = destination_in(&app, written.client_url.as_deref(), written.destination.as_deref())?;
-    let scheme = Scheme::from_text(&written.scheme).ok_or_else(|| invalid("scheme: it must be v1, v1a or github"))?;
-    let key = SigningKey::parse(scheme, written.secret.expose_secret())
-        .map_err(|error| invalid(format!("secret: {error}")))?;
-    let overlap_sec = written.overlap_sec.unwrap_or(DEFAULT_OVERLAP_SEC);
-    if overlap_sec > MAX_OVERLAP_SEC {
-        return Err(invalid("overlap_sec: it must be at most 366 days"));
-    }
-    let secrets = app.config.secrets.key().ok_or(ApiError::NoSecretsKey)?;
+    let client_url = written.client_url.map(|value| json::string("client_url", value)).transpose()?;
+    let named = written.destination.map(|value| json::string("destination", value)).transpose()?;
+    let destination = destination_in(&app, client_url.as_deref(), named.as_deref())?;
+    let scheme = Scheme::from_text(&json::string("scheme", written.scheme)?)
+        .ok_or_else(|| invalid("scheme: it must be v1, v1a or github"))?;
+    let secret = SecretString::from(json::string("secret", written.secret)?);
+    let key = SigningKey::parse(scheme, secret.expose_secret()).map_err(|error| invalid(format!("secret: {error}")))?;
+    let overlap_sec = written.overlap_sec.map(|value| json::integer("overlap_sec", value, 0..=MAX_OVERLAP_SEC));
+    let overlap_sec = overlap_sec.transpose()?.unwrap_or(DEFAULT_OVERLAP_SEC);
+    let secrets = config.secrets.key().ok_or(ApiError::NoSecretsKey)?;
     let id = if let Some(id) = known(&app, &destination, &key).await? {
         id
     } else {
         let sealed = key.seal(secrets, Owner::Destination(&destination));
-        let (id, overlap) = (Uuid::now_v7(), Duration::from_secs(overlap_sec));
+        let (id, overlap) = (Uuid::now_v7(), Duration::from_secs(overlap_sec.cast_unsigned()));
         store(&app, NewKey { id, destination: destination.clone(), scheme, sealed, overlap }).await?
     };
     Ok(Json(json!({
@@ -82,16 +88,17 @@ pub(crate) async fn set(
 /// The key's id if it is the newest of its scheme already: a caller whose answer was lost asks again, and must not
 /// start a rotation from the key to itself.
 async fn known(app: &App, destination: &str, key: &SigningKey) -> Result<Option<Uuid>, ApiError> {
-    let stored = destination_keys::list(&app.pool, destination).await.map_err(|error| unanswered(&error))?;
+    let stored =
+        destination_keys::list(&app.postgres()?.pool, destination).await.map_err(|error| unanswered(&error))?;
     let open = |stored: &StoredKey| {
-        SigningKey::open(&app.config.secrets, Owner::Destination(destination), &stored.sealed).ok()
+        SigningKey::open(&app.config().secrets, Owner::Destination(destination), &stored.sealed).ok()
     };
     let newest = stored.iter().find(|it| it.scheme == key.scheme().as_str() && it.expires_at.is_none());
     Ok(newest.filter(|it| open(it).is_some_and(|opened| opened.is_same_as(key))).map(|it| it.id))
 }
 
 async fn store(app: &App, key: NewKey) -> Result<Uuid, ApiError> {
-    match destination_keys::set(&app.pool, &key).await {
+    match destination_keys::set(&app.postgres()?.changes, &key).await {
         Ok(true) => {
             note("set", key.id, key.scheme.as_str());
             Ok(key.id)
@@ -116,14 +123,14 @@ pub(crate) async fn list(
         }
     }
     let destination = destination_in(&app, client_url.as_deref(), named.as_deref())?;
-    let keys = destination_keys::list(&app.pool, &destination).await.map_err(|error| unanswered(&error))?;
+    let keys = destination_keys::list(&app.postgres()?.pool, &destination).await.map_err(|error| unanswered(&error))?;
     let keys: Vec<Value> = keys.iter().map(|key| shown(&app, &destination, key)).collect();
     Ok(Json(json!({ "destination": destination, "keys": keys })))
 }
 
 /// Removes a key at once.
 pub(crate) async fn remove(State(app): State<Arc<App>>, OwnedKey(id): OwnedKey) -> Result<Json<Value>, ApiError> {
-    let removed = destination_keys::remove(&app.pool, id).await.map_err(|error| unanswered(&error))?;
+    let removed = destination_keys::remove(&app.postgres()?.changes, id).await.map_err(|error| unanswered(&error))?;
     let scheme = removed.ok_or(ApiError::NotFound)?;
     note("removed", id, &scheme);
     Ok(Json(json!({ "key_id": id, "message": "key is removed and signs nothing more" })))
@@ -136,14 +143,14 @@ fn destination_in(app: &App, client_url: Option<&str>, named: Option<&str>) -> R
         (None, Some(url)) => ("destination", url),
         _ => return Err(invalid("one of client_url and destination must be there, and not both")),
     };
-    let checked = app.config.targets.check_url(url).map_err(|error| invalid(format!("{field}: {error}")))?;
+    let checked = app.config().targets.check_url(url).map_err(|error| invalid(format!("{field}: {error}")))?;
     Ok(destination(&checked))
 }
 
 /// A key as it may be seen. One that the worker could not open either says why.
 fn shown(app: &App, destination: &str, key: &StoredKey) -> Value {
     let moment = |at: OffsetDateTime| at.format(&Rfc3339).expect("Postgres' moments have a text");
-    let opened = SigningKey::open(&app.config.secrets, Owner::Destination(destination), &key.sealed);
+    let opened = SigningKey::open(&app.config().secrets, Owner::Destination(destination), &key.sealed);
     json!({
         "key_id": key.id,
         "scheme": key.scheme,

@@ -6,7 +6,6 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
-use outbox::database::on_connection;
 use serde_json::{Value, json};
 
 use crate::App;
@@ -16,16 +15,15 @@ pub(crate) async fn health() -> Json<Value> {
     Json(json!({ "status": "ok" }))
 }
 
-/// Whether webhooks can be accepted now, asked of Postgres itself.
+/// Whether webhooks can be accepted now and from now on, asked of Postgres itself.
 pub(crate) async fn ready(State(app): State<Arc<App>>) -> (StatusCode, Json<Value>) {
-    let asked = on_connection(&app.pool, async |connection| {
-        sqlx::query_scalar::<_, bool>("SELECT pg_is_in_recovery()").fetch_one(connection).await
-    });
-    match asked.await {
-        Ok(false) => (StatusCode::OK, Json(json!({ "status": "ok", "postgres": "ok" }))),
-        Ok(true) => not_ready("in recovery: it takes no writes"),
-        Err(sqlx::Error::PoolTimedOut) => not_ready("no connection in time"),
-        Err(_) => not_ready("does not answer"),
+    if app.stop.is_cancelled() {
+        return (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "status": "stopping" })));
+    }
+    let Ok(postgres) = app.postgres() else { return not_ready("has not answered yet") };
+    match postgres.readiness.ask().await {
+        Ok(()) => (StatusCode::OK, Json(json!({ "status": "ok", "postgres": "ok" }))),
+        Err(obstacle) => not_ready(&obstacle.to_string()),
     }
 }
 

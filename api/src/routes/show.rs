@@ -24,7 +24,8 @@ pub(crate) async fn show(State(app): State<Arc<App>>, OwnedJob(id): OwnedJob) ->
         FROM outhook.job_details AS job WHERE id = $1"#,
         id
     );
-    let found = on_connection(&app.pool, async |connection| statement.fetch_optional(connection).await).await;
+    let pool = &app.postgres()?.pool;
+    let found = on_connection(pool, async |connection| statement.fetch_optional(connection).await).await;
     found.map_err(|error| unavailable(&error))?.map(Json).ok_or(ApiError::NotFound)
 }
 

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use futures_util::future::try_join_all;
 use outbox::claim::{self, Claimed, Lease};
-use outbox::database::JOIN_BY_HASH;
+use outbox::database::{JOIN_BY_HASH, Pool};
 use outbox::due::{self, Statements};
 use outbox::enqueue::{self, NewJob};
 use outbox::job::{Outcome, Status};
 use outbox::message::Message;
 use outbox::settle::{self, Settlement};
-use sqlx::PgPool;
+
 use tokio_postgres::Client;
 use uuid::Uuid;
 
@@ -37,7 +37,7 @@ pub(crate) async fn run(bench: &Bench<'_>, report: &mut Report) -> anyhow::Resul
     let pool = config.pool_with("outhook-bench", LANES, Duration::from_secs(10), &[JOIN_BY_HASH]);
     let mut clients = Vec::new();
     for _ in 0..LANES {
-        clients.push(config.connect("outhook-bench").await?);
+        clients.push(config.connect_service("outhook-bench").await?);
     }
 
     let postgres = bench.site.servers.postgres_pid;
@@ -47,7 +47,7 @@ pub(crate) async fn run(bench: &Bench<'_>, report: &mut Report) -> anyhow::Resul
     let finished: u64 = try_join_all(lanes).await?.iter().sum();
     let (time, used) = (started.elapsed(), process_time::of_tree(postgres)?.saturating_sub(used));
 
-    pool.close().await;
+    drop(pool);
     stack.remove().await?;
     ensure!(finished == begun.into_inner(), "a job got lost in SQL alone");
     let section = report.section(TITLE);
@@ -59,7 +59,7 @@ pub(crate) async fn run(bench: &Bench<'_>, report: &mut Report) -> anyhow::Resul
 
 /// One lane: takes jobs through their lives until as many have begun as are wanted. Returns how many it
 /// finished; they may be another lane's.
-async fn live(pool: &PgPool, client: &mut Client, lane: usize, begun: &AtomicU64, limit: u64) -> anyhow::Result<u64> {
+async fn live(pool: &Pool, client: &mut Client, lane: usize, begun: &AtomicU64, limit: u64) -> anyhow::Result<u64> {
     let (mut finished, mut batch) = (0, 0);
     let lease = Lease { timeout: LEASE, margin: Duration::ZERO };
     let statements = Statements::prepare(client).await?;
@@ -113,7 +113,8 @@ fn delivered(job: &Claimed) -> Settlement {
         attempt: job.attempt,
         status: Status::Success,
         retry_in: Duration::ZERO,
-        ordering_key: None,
+        ordered: false,
+        taken_over: false,
         worker: "outhook-bench".to_owned(),
         started_at: job.started_at,
         duration_ms: Some(1),

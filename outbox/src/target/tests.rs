@@ -27,6 +27,43 @@ fn a_destination_is_the_same_in_every_spelling() {
 }
 
 #[test]
+fn a_url_is_accepted_as_it_is_sent() {
+    for (text, sent) in [
+        ("HTTPS://EXAMPLE.com:443", "https://example.com/"),
+        ("https://b\u{fc}cher.example?a=b", "https://xn--bcher-kva.example/?a=b"),
+        ("http://ex%61mple.com:0080/%7e//x|^[]%zz?{}`\\", "http://example.com/%7e//x|^[]%zz?{}`\\"),
+        ("http://0x5d.184.55514/...?", "http://93.184.216.218/...?"),
+    ] {
+        let url = TargetPolicy::default().accept_url(text).expect(text);
+        assert_eq!(url.as_str(), sent);
+        assert_eq!(TargetPolicy::default().accept_url(sent), Ok(url), "what was accepted is accepted again");
+    }
+}
+
+#[test]
+fn a_url_that_would_be_sent_otherwise_is_refused() {
+    let short_of_a_slash = format!("http://{}.com", "a".repeat(MAX_URL_BYTES - 11));
+    for (url, error) in [
+        ("http://example.com/a/../b", TargetError::DotSegment),
+        ("http://example.com/%2E%2e?a", TargetError::DotSegment),
+        ("http://example.com/a/.", TargetError::DotSegment),
+        ("http://example.com/{id}", TargetError::NotEncoded('{')),
+        ("http://example.com\\a", TargetError::NotEncoded('\\')),
+        ("http://example.com/?q='a'", TargetError::NotEncoded('\'')),
+        ("http://example.com/caf\u{e9}", TargetError::NotEncoded('\u{e9}')),
+        ("http:///example.com/", TargetError::NotHttp),
+        ("http://a..b/", TargetError::NotAHost),
+        ("http://a{b}/", TargetError::NotAHost),
+        (short_of_a_slash.as_str(), TargetError::TooLong),
+    ] {
+        assert_eq!(TargetPolicy::default().accept_url(url), Err(error), "{url}");
+        assert!(TargetPolicy::default().check_url(url).is_ok(), "rows of an earlier release are sent: {url}");
+    }
+    let said = TargetError::NotEncoded('\u{e9}').to_string();
+    assert_eq!(said, "the URL must have %C3%A9 in place of \u{e9} in its path or query");
+}
+
+#[test]
 fn malformed_targets_are_refused() {
     let long = format!("http://example.com/{}", "a".repeat(MAX_URL_BYTES));
     for (url, error) in [

@@ -1,17 +1,22 @@
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
 use uuid::Uuid;
 
 use super::lane::{LONGEST_WAIT, PATIENCE};
 use super::*;
 
-const BOUNDS: Bounds = Bounds { slots: 8, per_destination: 100, breaker_failures: 3 };
+const BOUNDS: Bounds = Bounds { slots: 8, per_destination: 100, breaker_failures: 3, payload_bytes: 100 };
 
 fn intake() -> Intake<()> {
     Intake::new(BOUNDS)
 }
 
 fn received(destination: &str, released: bool) -> Received<()> {
-    let message = Message::new(Uuid::nil(), 0, 1, None).to(destination.to_owned(), released);
-    Received { message, delivery: () }
+    static ROWS: AtomicI64 = AtomicI64::new(1);
+    let row = ROWS.fetch_add(1, Ordering::Relaxed);
+    let message = Message::new(Uuid::nil(), 0, row, None).to(destination.to_owned(), released);
+    Received::new(message, ())
 }
 
 fn push(intake: &mut Intake<()>, destination: &str, count: usize, now: Instant) {
@@ -20,8 +25,33 @@ fn push(intake: &mut Intake<()>, destination: &str, count: usize, now: Instant) 
     }
 }
 
+/// An intake that knows these destinations as well.
+fn acquainted(bounds: Bounds, destinations: &[&str]) -> (Intake<()>, Instant) {
+    let (mut intake, now) = (Intake::new(bounds), Instant::now());
+    for destination in destinations {
+        push(&mut intake, destination, 1, now);
+        let ticket = intake.start(1, now)[0].ticket;
+        assert_eq!(end(&mut intake, destination, ticket, Some(well()), now), None);
+    }
+    // What they answered is long ago.
+    (intake, now + LONGEST_WAIT * 2)
+}
+
 fn start(intake: &mut Intake<()>) -> Vec<String> {
-    intake.start(100).into_iter().map(|it| it.message.destination).collect()
+    intake.start(100, Instant::now()).into_iter().map(|it| it.message.destination).collect()
+}
+
+fn end(
+    intake: &mut Intake<()>,
+    destination: &str,
+    ticket: Option<Ticket>,
+    finding: Option<Finding>,
+    now: Instant,
+) -> Option<Report> {
+    let answered = Answered { destination: destination.into(), released: false, ticket, payload_bytes: 0, finding };
+    let found = intake.note(Progress::Answered(answered), now);
+    assert_eq!(intake.note(Progress::Recorded, now), None);
+    found.map(|(_, report, _)| report)
 }
 
 fn finish(
@@ -31,23 +61,29 @@ fn finish(
     finding: Finding,
     now: Instant,
 ) -> Option<Report> {
-    let answered = Answered { destination: destination.into(), released, finding: Some(finding) };
-    let report = intake.note(Progress::Answered(answered), now);
+    let finding = Some(finding);
+    let answered = Answered { destination: destination.into(), released, ticket: None, payload_bytes: 0, finding };
+    let found = intake.note(Progress::Answered(answered), now);
     assert_eq!(intake.note(Progress::Recorded, now), None);
-    report.map(|(_, report)| report)
+    found.map(|(_, report, _)| report)
 }
 
 fn well() -> Finding {
-    Finding { failed: false, slow_down: None, error: String::new() }
+    Finding { failed: false, slow_down: false, error: String::new() }
 }
 
 fn failed() -> Finding {
-    Finding { failed: true, slow_down: None, error: "no answer".to_owned() }
+    Finding { failed: true, slow_down: false, error: "no answer".to_owned() }
+}
+
+/// Those that make way because of their destinations.
+fn held(intake: &mut Intake<()>, now: Instant) -> usize {
+    intake.make_way(now).sick.len()
 }
 
 #[test]
 fn one_destination_alone_gets_half_of_the_slots_and_the_next_ones_get_theirs() {
-    let (mut intake, now) = (intake(), Instant::now());
+    let (mut intake, now) = acquainted(BOUNDS, &["a", "b", "c", "d"]);
     push(&mut intake, "a", 8, now);
     assert!(!intake.has_room());
     assert_eq!(start(&mut intake), ["a"; 4]);
@@ -65,7 +101,7 @@ fn one_destination_alone_gets_half_of_the_slots_and_the_next_ones_get_theirs() {
 
 #[test]
 fn destinations_take_turns() {
-    let (mut intake, now) = (intake(), Instant::now());
+    let (mut intake, now) = acquainted(BOUNDS, &["a", "b"]);
     push(&mut intake, "a", 3, now);
     push(&mut intake, "b", 3, now);
     assert_eq!(start(&mut intake), ["a", "b", "a", "b", "a", "b"]);
@@ -81,105 +117,179 @@ fn a_limit_of_its_own_counts() {
 
 #[test]
 fn what_waits_too_long_for_its_own_kind_makes_way() {
-    let (mut intake, now) = (intake(), Instant::now());
+    let (mut intake, now) = acquainted(BOUNDS, &["a", "b"]);
     push(&mut intake, "a", 4, now);
     push(&mut intake, "b", 1, now);
     assert_eq!(start(&mut intake).len(), 5);
-    push(&mut intake, "a", 7, now);
-    assert_eq!(intake.hold(now + PATIENCE * 10).messages.len(), 0, "there is still room for others");
-    push(&mut intake, "a", 1, now);
-    assert_eq!(intake.hold(now).messages.len(), 0);
+    push(&mut intake, "a", 3, now);
+    assert_eq!(held(&mut intake, now + PATIENCE * 10), 0, "there is still room for others");
+    push(&mut intake, "a", 5, now);
+    assert_eq!(held(&mut intake, now), 0);
     let later = now + PATIENCE;
-    let held = intake.hold(later);
-    assert_eq!((held.messages.len(), held.reports.len()), (8, 1));
-    assert!(matches!(&held.reports[0], (_, Report::Slow { limit: 4, .. })));
+    let way = intake.make_way(later);
+    assert_eq!((way.sick.len(), way.crowded.len(), way.found.len()), (8, 0, 1));
+    assert!(matches!(&way.found[0], (_, Report::Slow { limit: 4 }, _)));
     // From now on, without a try; but what was set free is tried.
     push(&mut intake, "a", 1, later);
     intake.push(received("a", true), later);
-    assert_eq!(intake.hold(later).messages.len(), 1);
+    assert_eq!(held(&mut intake, later), 1);
     assert_eq!(intake.waiting(), 1);
 }
 
 #[test]
 fn a_destination_that_answers_is_waited_for_a_little_longer() {
-    let (mut intake, now) = (intake(), Instant::now());
+    let (mut intake, now) = acquainted(BOUNDS, &["a"]);
     push(&mut intake, "a", 4, now);
     assert_eq!(start(&mut intake).len(), 4);
     push(&mut intake, "a", 9, now);
     finish(&mut intake, "a", false, well(), now + PATIENCE);
     assert_eq!(start(&mut intake).len(), 1);
-    assert_eq!(intake.hold(now + PATIENCE).messages.len(), 0);
-    assert_eq!(intake.hold(now + LONGEST_WAIT).messages.len(), 8);
+    assert_eq!(held(&mut intake, now + PATIENCE), 0);
+    assert_eq!(held(&mut intake, now + LONGEST_WAIT), 8);
 }
 
 #[test]
 fn a_slot_is_free_when_its_attempt_is_recorded() {
-    let (mut intake, now) = (intake(), Instant::now());
+    let (mut intake, now) = acquainted(BOUNDS, &["a"]);
+    let silent = || Answered::new(&received("a", false).message, None, None);
     push(&mut intake, "a", 8, now);
     assert_eq!(start(&mut intake).len(), 4);
     for _ in 0..4 {
-        let answered = Answered { destination: "a".into(), released: false, finding: None };
-        assert_eq!(intake.note(Progress::Answered(answered), now), None);
+        assert_eq!(intake.note(Progress::Answered(silent()), now), None);
     }
     assert_eq!(start(&mut intake).len(), 2, "two of the four that are left");
     push(&mut intake, "a", 6, now);
     let later = now + LONGEST_WAIT;
     for _ in 0..2 {
-        let answered = Answered { destination: "a".into(), released: false, finding: None };
-        intake.note(Progress::Answered(answered), now);
+        intake.note(Progress::Answered(silent()), now);
     }
-    assert!(intake.hold(later).messages.is_empty(), "the database is slow, and no destination's fault");
+    assert_eq!(held(&mut intake, later), 0, "the database is slow, and no destination's fault");
 }
 
 #[test]
-fn a_worker_that_is_full_of_many_blames_none() {
-    let (mut intake, now) = (Intake::new(Bounds { slots: 32, ..BOUNDS }), Instant::now());
-    for destination in 0..40 {
-        push(&mut intake, &destination.to_string(), 1, now);
+fn strangers_that_hang_leave_slots_for_the_first_contact_and_for_those_known_to_be_well() {
+    const MANY: Bounds = Bounds { slots: 256, ..BOUNDS };
+    let (mut intake, now) = acquainted(MANY, &["known"]);
+    for stranger in 0..256 {
+        push(&mut intake, &format!("hangs {stranger}"), 1, now);
     }
-    assert_eq!(start(&mut intake).len(), 32);
-    assert!(intake.hold(now + PATIENCE * 10).messages.is_empty());
+    assert_eq!(intake.start(1_000, now).len(), 128, "half of the slots");
+    let later = now + LONGEST_WAIT;
+    let way = intake.make_way(later);
+    assert_eq!((way.sick.len(), way.crowded.len(), way.found.len()), (0, 128, 0), "put off, and nobody is blamed");
+    push(&mut intake, "known", 100, later);
+    assert_eq!(start_at(&mut intake, later).len(), 64, "half of what is free");
+
+    // As long as many hang, few are let in at a time, and only those that were not put off.
+    let put_off = way.crowded.into_iter().next().expect("some were");
+    let name = put_off.message.destination.clone();
+    intake.push(put_off, later);
+    for newcomer in 0..20 {
+        push(&mut intake, &format!("newcomer {newcomer}"), 1, later);
+    }
+    let started = start_at(&mut intake, later);
+    assert_eq!(started.iter().filter(|it| it.starts_with("newcomer")).count(), 16, "{started:?}");
+    assert!(!started.contains(&name));
+    // Until enough of those that hang have ended.
+    for stranger in 0..120 {
+        let ticket = intake.strangers.oldest();
+        end(&mut intake, &format!("hangs {stranger}"), Some(ticket), None, later);
+    }
+    assert!(start_at(&mut intake, later).contains(&name));
+}
+
+fn start_at(intake: &mut Intake<()>, now: Instant) -> Vec<String> {
+    intake.start(1_000, now).into_iter().map(|it| it.message.destination).collect()
+}
+
+#[test]
+fn large_payloads_share_their_bytes_and_one_alone_may_have_more() {
+    let (mut intake, now) = acquainted(BOUNDS, &["a", "b"]);
+    let large = |destination: &str, bytes: u32| {
+        let mut large = received(destination, false);
+        large.message.payload_bytes = bytes;
+        large
+    };
+    for bytes in [60, 60, 30] {
+        intake.push(large("a", bytes), now);
+    }
+    push(&mut intake, "b", 1, now);
+    assert_eq!(start(&mut intake), ["a", "b"], "a small one is never in the way");
+    let first = Answered::new(&large("a", 60).message, None, Some(well()));
+    intake.note(Progress::Answered(first), now);
+    assert_eq!(start(&mut intake), ["a", "a"], "60 and 30 are fewer than 100");
+    let mut alone = Intake::new(BOUNDS);
+    alone.push(large("a", 1_000), now);
+    assert_eq!(start(&mut alone), ["a"]);
+}
+
+#[test]
+fn a_limited_destination_gets_what_it_has_slots_for_in_their_time() {
+    let (mut intake, now) = acquainted(BOUNDS, &["a"]);
+    let limited = || {
+        let mut limited = received("a", false);
+        limited.message.limited = true;
+        limited
+    };
+    (0..3).for_each(|_| intake.push(limited(), now));
+    assert_eq!(start_at(&mut intake, now), [""; 0]);
+    assert_eq!(intake.wanted_slots(now), [("a".into(), 3)]);
+    assert_eq!(intake.wanted_slots(now), [], "they were asked for");
+    let second = Duration::from_secs(1);
+    let at = vec![now, now + second, now + second * 2];
+    assert_eq!(intake.note(Progress::Slots { destination: "a".into(), at }, now), None);
+    assert_eq!(start_at(&mut intake, now), ["a"]);
+    assert_eq!(intake.next_slot(), Some(now + second));
+    assert_eq!(start_at(&mut intake, now + second / 2), [""; 0]);
+    // A slot that was missed is not made up for.
+    assert_eq!(start_at(&mut intake, now + second * 2), ["a"]);
+    assert_eq!(intake.waiting(), 1);
+    assert_eq!(intake.wanted_slots(now + second * 2), [("a".into(), 1)]);
+    // More than a share does not wait here.
+    (0..5).for_each(|_| intake.push(limited(), now));
+    let way = intake.make_way(now);
+    assert_eq!((way.sick.len(), intake.waiting()), (5, BOUNDS.share()));
 }
 
 #[test]
 fn failures_in_a_row_are_reported_and_a_success_starts_anew() {
     let (mut intake, now) = (intake(), Instant::now());
     let mut end = |finding: Finding, released: bool| {
-        push(&mut intake, "a", 1, now);
-        intake.start(1);
-        finish(&mut intake, "a", released, finding, now)
+        intake.push(received("a", released), now);
+        let started = intake.start(1, now).remove(0);
+        let answered = Answered::new(&started.message, started.ticket, Some(finding));
+        let found = intake.note(Progress::Answered(answered), now);
+        assert_eq!(intake.note(Progress::Recorded, now), None);
+        found.map(|(_, report, _)| report)
     };
     assert_eq!(end(failed(), false), None);
     assert_eq!(end(failed(), false), None);
     assert_eq!(end(well(), false), None);
     assert_eq!(end(failed(), false), None);
-    assert_eq!(end(failed(), true), Some(Report::StillDown { error: "no answer".to_owned() }));
-    assert_eq!(end(failed(), false), Some(Report::Down { error: "no answer".to_owned(), released: false }));
+    assert_eq!(end(failed(), true), Some(Report::StillDown));
+    assert_eq!(end(failed(), false), Some(Report::Down { released: false }));
     assert_eq!(end(well(), true), Some(Report::Recovered));
     assert_eq!(end(well(), true), None, "the same was said a moment ago");
 }
 
 #[test]
-fn a_receiver_that_asks_for_a_pause_gets_it() {
-    let (mut intake, now) = (intake(), Instant::now());
+fn a_receiver_that_asks_to_slow_down_gets_a_moment() {
+    let (mut intake, now) = acquainted(BOUNDS, &["a"]);
     push(&mut intake, "a", 2, now);
-    intake.start(2);
-    let asked = Finding { failed: false, slow_down: Some(Duration::from_secs(30)), error: "HTTP 429".to_owned() };
+    intake.start(2, now);
+    let asked = Finding { failed: false, slow_down: true, error: "HTTP 429".to_owned() };
     let report = finish(&mut intake, "a", false, asked, now);
-    let error = "HTTP 429".to_owned();
-    assert_eq!(report, Some(Report::Slow { pause: Duration::from_secs(30), limit: 2, error }));
+    assert_eq!(report, Some(Report::Slow { limit: 2 }));
     push(&mut intake, "a", 1, now);
-    assert_eq!(intake.hold(now).messages.len(), 1);
+    assert_eq!(held(&mut intake, now), 1);
 }
 
 #[test]
-fn nothing_is_remembered_of_a_destination_that_is_well() {
+fn what_waited_is_gone_with_its_connection() {
     let (mut intake, now) = (intake(), Instant::now());
-    push(&mut intake, "a", 1, now);
-    intake.start(1);
-    intake.give_back("a", now);
-    assert!(intake.lanes.is_empty());
-    push(&mut intake, "a", 1, now);
-    assert_eq!(intake.clear().len(), 1);
-    assert!(intake.lanes.is_empty() && intake.turns.is_empty() && intake.waiting() == 0);
+    push(&mut intake, "a", 3, now);
+    let started = intake.start(1, now);
+    intake.give_back(&started[0], now);
+    assert_eq!(intake.clear().len(), 2);
+    assert!(intake.turns.is_empty() && intake.waiting() == 0 && intake.under_way == 0);
 }

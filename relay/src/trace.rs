@@ -1,0 +1,37 @@
+//! The spans of what is published.
+
+use outbox::due::DueRow;
+use outbox::topology::BrokerConfig;
+use traces::{Attempt, Span};
+
+use crate::publisher::Answer;
+
+/// Begins a span for each row that is about to be published, and lets its message carry that on. No spans if no traces
+/// are made.
+pub(crate) fn begin(rows: &mut [DueRow], broker: &BrokerConfig) -> Vec<Option<Span>> {
+    if !traces::are_on() {
+        return Vec::new();
+    }
+    let begin = |row: &mut DueRow| {
+        let message = &mut row.message;
+        // The claim raises it by one.
+        let number = message.attempt + 1;
+        let attempt = Attempt { job_id: message.job_id, number, parent: message.traceparent.as_deref() };
+        let span = traces::publish(attempt, row.message_id, broker)?;
+        message.traceparent = Some(span.traceparent());
+        Some(span)
+    };
+    rows.iter_mut().map(begin).collect()
+}
+
+/// Ends them with what the broker said.
+pub(crate) fn end(spans: Vec<Option<Span>>, answers: &[Answer]) {
+    for (span, answer) in spans.into_iter().zip(answers) {
+        let Some(span) = span else { continue };
+        match answer {
+            Answer::Confirmed => drop(span),
+            Answer::Refused => span.failed("refused"),
+            Answer::Unknown => span.failed("unconfirmed"),
+        }
+    }
+}

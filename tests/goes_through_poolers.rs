@@ -1,0 +1,191 @@
+//! A pooler between the services and Postgres, as providers have it: one that lends a session is as good as none, and
+//! one that lends a transaction mixes nothing up.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use harness::client::send;
+use harness::load::Flow;
+use harness::pooler::{PoolMode, Pooler};
+use harness::processes::output;
+use harness::{PATIENCE, Program, Servers, Stack, report};
+use tokio::time::sleep;
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
+use uuid::Uuid;
+
+const JOBS: usize = 60;
+
+async fn stack(test: &'static str, pooler: &Pooler) -> Stack {
+    Stack::builder(test).database_at(&pooler.address().to_string()).database_direct().start().await
+}
+
+/// Posts, and waits until all have arrived.
+async fn post_and_deliver(stack: &Stack) {
+    let before = stack.receiver.received().len();
+    let posts = join_all((0..JOBS).map(|_| stack.post("{}", "")));
+    posts.await;
+    stack.wait_for_deliveries(before + JOBS).await;
+    stack.wait_until_drained(PATIENCE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_lends_sessions_is_as_good_as_none() {
+    let servers = Servers::shared().await;
+    let pooler = Pooler::start(servers, PoolMode::Session, "").await;
+    // Everything goes through it, the relay's LISTEN as well.
+    let stack = Stack::builder("a_pooler_of_sessions").database_at(&pooler.address().to_string()).start().await;
+    post_and_deliver(&stack).await;
+    assert!(!stack.apis[0].log().contains("pooler"), "{}", stack.apis[0].log());
+    stack.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_lends_transactions_delivers_each_once() {
+    let servers = Servers::shared().await;
+    // Few, so that every statement of a client may meet another's session.
+    let pooler = Pooler::start(servers, PoolMode::Transaction, "default_pool_size = 3").await;
+    let stack = stack("a_pooler_of_transactions", &pooler).await;
+    assert!(stack.apis[0].log().contains("a pooler that lends"), "{}", stack.apis[0].log());
+    post_and_deliver(&stack).await;
+    stack.finish().await;
+}
+
+/// The services' backoff (1 s), and a busy machine.
+const RECOVERY_LIMIT: Duration = Duration::from_secs(20);
+
+/// It dies with whatever is under way, and is there again after some seconds.
+async fn die_and_come_back(test: &'static str, mode: PoolMode) {
+    let servers = Servers::shared().await;
+    let mut pooler = Pooler::start(servers, mode, "default_pool_size = 3").await;
+    let stack = stack(test, &pooler).await;
+    let flow = Flow::start(&stack.client, vec![stack.receiver_url("")], 20);
+    stack.wait_for_deliveries(40).await;
+    pooler.kill().await;
+    sleep(Duration::from_secs(3)).await;
+    let before = stack.receiver.received().len();
+    pooler.start_again().await;
+    let back = Instant::now();
+    stack.wait_for_deliveries(before + 1).await;
+    let recovered = back.elapsed();
+    stack.wait_for_deliveries(before + 60).await;
+    let outcome = flow.stop().await;
+    stack.wait_until_drained(PATIENCE).await;
+
+    let accepted = outcome.accepted + outcome.known;
+    let received = stack.receiver.received();
+    let delivered: BTreeSet<_> = received.iter().filter_map(|it| it.job_id.as_ref()).collect();
+    let (lost, twice) = (accepted - delivered.len(), received.len() - delivered.len());
+    report(&format!(
+        "a pooler killed ({mode:?}): delivered again {recovered:?} after it was back; {accepted} accepted, {lost} lost, \
+         {twice} delivered twice"
+    ));
+    assert_eq!(lost, 0);
+    assert!(recovered < RECOVERY_LIMIT, "{recovered:?}");
+    stack.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_lends_sessions_may_die() {
+    die_and_come_back("a_pooler_of_sessions_dies", PoolMode::Session).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_lends_transactions_may_die() {
+    die_and_come_back("a_pooler_of_transactions_dies", PoolMode::Transaction).await;
+}
+
+/// Reads beside cancellations: once a statement ran under the name of another one's, and cancelled what was only read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_only_read_is_not_cancelled() {
+    let servers = Servers::shared().await;
+    let pooler = Pooler::start(servers, PoolMode::Transaction, "default_pool_size = 3").await;
+    let stack = stack("reads_beside_cancellations", &pooler).await;
+    let in_an_hour = r"SELECT to_char(now() AT TIME ZONE 'UTC' + interval '1 hour', 'YYYY-MM-DD HH24:MI:SS')";
+    let in_an_hour: String = sqlx::query_scalar(in_an_hour).fetch_one(stack.pool()).await.expect("a time");
+    let in_an_hour = format!(r#", "deliver_at": "{}Z""#, in_an_hour.replace(' ', "T"));
+    let accept = async || stack.client.post_with("{}", &stack.receiver_url(""), &in_an_hour).await.job_id;
+    let (read, cancelled) = (join_all((0..20).map(|_| accept())).await, join_all((0..20).map(|_| accept())).await);
+    let reads = read.iter().map(async |id| send(stack.client.authorized(reqwest::Method::GET, &path(id))).await);
+    let cancels = cancelled.iter().map(|id| stack.client.cancel(*id));
+    for answer in futures_util::future::join(join_all(reads), join_all(cancels)).await.0 {
+        assert_eq!(answer.expect("the api answers").status, 200);
+    }
+    assert_eq!(with_status(&stack, "cancelled").await, cancelled.into_iter().collect());
+    assert_eq!(with_status(&stack, "pending").await, read.into_iter().collect());
+}
+
+fn path(id: &Uuid) -> String {
+    format!("/webhooks/{id}")
+}
+
+async fn with_status(stack: &Stack, status: &str) -> BTreeSet<Uuid> {
+    let statement = "SELECT id FROM webhook_jobs WHERE status = $1";
+    let ids: Vec<Uuid> = sqlx::query_scalar(statement).bind(status).fetch_all(stack.pool()).await.expect("rows");
+    ids.into_iter().collect()
+}
+
+/// What a session would tell whoever gets it next.
+const QUESTIONS: [&str; 8] = [
+    "SHOW synchronous_commit",
+    "SHOW search_path",
+    "SHOW statement_timeout",
+    "SHOW lock_timeout",
+    "SHOW default_transaction_isolation",
+    "SHOW jit",
+    "SHOW plan_cache_mode",
+    "SELECT count(*) FROM pg_prepared_statements",
+];
+
+async fn connect(url: &str) -> Client {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await.expect("it takes connections");
+    tokio::spawn(connection);
+    client
+}
+
+/// Not prepared.
+async fn ask(client: &Client, question: &str) -> String {
+    let answer = client.simple_query(question).await.expect("it is answered");
+    let row = answer.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0),
+        _ => None,
+    });
+    row.expect("a row").to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_left_to_others_on_the_same_session() {
+    let servers = Servers::shared().await;
+    // One alone, so that whoever comes gets the session that the services had.
+    let pooler = Pooler::start(servers, PoolMode::Transaction, "default_pool_size = 1").await;
+    let stack = stack("nothing_is_left", &pooler).await;
+    post_and_deliver(&stack).await;
+    for role in ["api", "worker"] {
+        let direct = connect(&stack.url_of(role)).await;
+        let lent = connect(&pooler.url(servers, &stack.url_of(role))).await;
+        for question in QUESTIONS {
+            let (found, fresh) = (ask(&lent, question).await, ask(&direct, question).await);
+            assert_eq!(found, fresh, "{question}, of {role}");
+        }
+    }
+    stack.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_needs_a_session_says_so() {
+    let servers = Servers::shared().await;
+    let pooler = Pooler::start(servers, PoolMode::Transaction, "").await;
+    let stack = stack("what_needs_a_session", &pooler).await;
+    let url = pooler.url(servers, stack.database_url());
+    let (broker, nobody) = (servers.rabbitmq_url.as_str(), "postgres://nobody@127.0.0.1:9/nothing");
+    for program in [Program::Relay, Program::Migrate, Program::Check] {
+        let refused = output(program, &[("DATABASE_URL", &url), ("RABBITMQ_URL", broker)], &[]).await;
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned() + &String::from_utf8_lossy(&refused.stdout);
+        assert!(!refused.status.success() && said.contains("DATABASE_DIRECT_URL"), "{program:?}: {said}");
+    }
+    for program in [Program::Migrate, Program::Check] {
+        let environment = [("DATABASE_URL", nobody), ("DATABASE_DIRECT_URL", stack.database_url())];
+        let done = output(program, &environment, &[]).await;
+        assert!(done.status.success(), "{program:?}: {}", String::from_utf8_lossy(&done.stderr));
+    }
+}
