@@ -9,7 +9,7 @@ use harness::client::send;
 use harness::load::Flow;
 use harness::pooler::{PoolMode, Pooler};
 use harness::processes::output;
-use harness::{PATIENCE, Program, Servers, Stack, report};
+use harness::{PATIENCE, Program, Servers, Stack, report, wait_until};
 use tokio::time::sleep;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 use uuid::Uuid;
@@ -188,4 +188,24 @@ async fn what_needs_a_session_says_so() {
         let done = output(program, &environment, &[]).await;
         assert!(done.status.success(), "{program:?}: {}", String::from_utf8_lossy(&done.stderr));
     }
+}
+
+/// An administrator's `RELOAD`: the sessions that listen and lock are anybody's from then on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_is_taken_from_the_relay_is_missed() {
+    let servers = Servers::shared().await;
+    let pooler = Pooler::start(servers, PoolMode::Session, "").await;
+    let stack = Stack::builder("a_session_that_is_taken").database_at(&pooler.address().to_string()).start().await;
+    post_and_deliver(&stack).await;
+    let deaf = async || stack.relays[0].counter("outhook_relay_listen_failures_total").await;
+    assert!(deaf().await < 1.0);
+
+    pooler.change_mode(PoolMode::Transaction);
+    wait_until("the relay to miss what it listened by", PATIENCE, async || deaf().await > 0.0).await;
+    wait_until("it to say what it needs", PATIENCE, async || stack.relays[0].log().contains("DATABASE_DIRECT_URL"))
+        .await;
+
+    pooler.change_mode(PoolMode::Session);
+    post_and_deliver(&stack).await;
+    stack.finish().await;
 }

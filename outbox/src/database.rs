@@ -17,6 +17,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use clap::Args;
+use tokio_postgres::error::SqlState;
 
 pub use self::failure::{Failure, is_of_one_row};
 pub use self::pool::{Pool, on_connection, takes_no_writes};
@@ -79,6 +80,10 @@ pub enum DatabaseError {
 // Without a source, whose text is said already.
 impl From<tokio_postgres::Error> for DatabaseError {
     fn from(error: tokio_postgres::Error) -> Self {
+        // What this driver prepares lives as long as its session: another one was lent in its place.
+        if error.code() == Some(&SqlState::INVALID_SQL_STATEMENT_NAME) {
+            return Self::NoSession;
+        }
         Self::Postgres(error)
     }
 }

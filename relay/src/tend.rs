@@ -39,6 +39,9 @@ const LATE: i64 = 5_000;
 /// Between two looks at rows that somebody holds.
 const CHECK_SPACING: Duration = Duration::from_millis(250);
 
+/// Between two notifications to itself.
+const CALL_SPACING: Duration = Duration::from_secs(5);
+
 /// Between two looks at what may be forgotten.
 const FORGET_SPACING: Duration = Duration::from_secs(1);
 
@@ -88,6 +91,7 @@ pub(crate) struct Tending {
     /// Whether there were any.
     sick_were_counted: bool,
     rows_counted: Instant,
+    called: Instant,
     missing: Missing,
 }
 
@@ -108,6 +112,7 @@ impl Tending {
             counted: now,
             sick_were_counted: false,
             rows_counted: now,
+            called: now,
             missing: Missing::new(queue),
         }
     }
@@ -141,6 +146,7 @@ impl Tending {
             Some(database) if !database.0.is_closed() => database,
             _ => self.connect().await?,
         };
+        self.call(&client).await?;
         let began = Instant::now();
         let work = destinations::work(&client, &statements, self.checks.last().unwrap_or(0)).await?;
         let cost = (began.elapsed() * COST).min(LONGEST_PAUSE);
@@ -172,6 +178,23 @@ impl Tending {
         client.batch_execute("SET synchronous_commit = off").await?;
         let statements = Statements::prepare(&client).await?;
         Ok((client, statements))
+    }
+
+    /// Notifies this process, among others: see [`Waker::calls`].
+    async fn call(&mut self, client: &Client) -> Result<(), Error> {
+        let now = Instant::now();
+        if self.called <= now {
+            self.called = now + CALL_SPACING;
+            self.waker.calls(now);
+            // The commit of one who notifies waits for that of another, which may wait for a standby that is away.
+            let call = "SELECT set_config('lock_timeout', '100ms', true), pg_notify('outhook_outbox', '')";
+            if let Err(error) = client.batch_execute(call).await {
+                // As while the queue of notifications is full. Those who have something to notify say so.
+                self.waker.heard();
+                return if error.code().is_some() { Ok(()) } else { Err(error) };
+            }
+        }
+        Ok(())
     }
 
     async fn make_due_again(&mut self, client: &Client) -> Result<u64, Error> {

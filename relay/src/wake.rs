@@ -3,17 +3,21 @@
 //! Notifications are hints: one may be lost with its connection, so a lane also sleeps no longer than
 //! the poll interval, and no longer than until the next row becomes due.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use outbox::backoff::Backoff;
 use outbox::database::{DatabaseConfig, DatabaseError};
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 /// How often the listening connection is asked whether it still lives.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Who does not hear himself for so long is deaf.
+const ECHO_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a lane woke up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,25 +59,53 @@ impl Notified {
 
 /// Wakes the lanes of this process.
 #[derive(Clone, Debug)]
-pub(crate) struct Waker(watch::Sender<()>);
+pub(crate) struct Waker {
+    lanes: watch::Sender<()>,
+    /// Since when a notification of this process's own is on its way.
+    called: Arc<Mutex<Option<Instant>>>,
+}
 
 impl Waker {
+    fn new() -> (Self, Notified) {
+        let (lanes, notified) = watch::channel(());
+        (Self { lanes, called: Arc::default() }, Notified(notified))
+    }
+
     /// Something is due.
     pub(crate) fn wake(&self) {
-        self.0.send_replace(());
+        self.lanes.send_replace(());
+    }
+
+    /// A notification is about to be sent, on another connection than the one that listens: the only proof that the
+    /// latter hears anything. With a pooler between, it may live and have lost its session to somebody else.
+    pub(crate) fn calls(&self, now: Instant) {
+        self.called().get_or_insert(now);
+    }
+
+    /// Something was heard, or nothing can be.
+    pub(crate) fn heard(&self) {
+        *self.called() = None;
+    }
+
+    fn is_deaf(&self, now: Instant) -> bool {
+        self.called().is_some_and(|since| now - since >= ECHO_TIMEOUT)
+    }
+
+    fn called(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.called.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Starts the task that listens for `outhook.wake()`, and reconnects until `stop`.
 pub(crate) fn listen(database: DatabaseConfig, stop: CancellationToken) -> (Notified, Waker) {
-    let (sender, receiver) = watch::channel(());
-    let waker = Waker(sender.clone());
+    let (waker, notified) = Waker::new();
+    let listener = waker.clone();
     tokio::spawn(async move {
         let mut backoff = Backoff::reconnect();
         loop {
             let lost = tokio::select! {
                 () = stop.cancelled() => return,
-                lost = listen_until_lost(&database, &sender, &mut backoff) => lost,
+                lost = listen_until_lost(&database, &listener, &mut backoff) => lost,
             };
             metrics::counter!("outhook_relay_listen_failures_total").increment(1);
             warn!(error = %lost, "not listening for notifications; polling meanwhile");
@@ -83,32 +115,31 @@ pub(crate) fn listen(database: DatabaseConfig, stop: CancellationToken) -> (Noti
             }
         }
     });
-    (Notified(receiver), waker)
+    (notified, waker)
 }
 
-async fn listen_until_lost(
-    database: &DatabaseConfig,
-    sender: &watch::Sender<()>,
-    backoff: &mut Backoff,
-) -> DatabaseError {
+async fn listen_until_lost(database: &DatabaseConfig, waker: &Waker, backoff: &mut Backoff) -> DatabaseError {
     let listening = async {
-        let notified = sender.clone();
-        let client = database.connect_listening("outhook-relay listen", move || notified.send_replace(())).await?;
+        let listener = waker.clone();
+        let hear = move || {
+            listener.heard();
+            listener.wake();
+        };
+        let client = database.connect_listening("outhook-relay listen", hear).await?;
         timeout(CHECK_INTERVAL, client.batch_execute("LISTEN outhook_outbox"))
             .await
             .map_err(|_| DatabaseError::Timeout)??;
         // Whatever was notified while nobody listened.
-        sender.send_replace(());
-        backoff.reset();
+        waker.heard();
+        waker.wake();
         debug!("listening for notifications");
         loop {
             sleep(CHECK_INTERVAL).await;
-            let channels = client.query_one("SELECT count(*) FROM pg_listening_channels()", &[]);
-            let channels = timeout(CHECK_INTERVAL, channels).await.map_err(|_| DatabaseError::Timeout)??;
-            if channels.get::<_, i64>(0) == 0 {
-                // Somebody else has the session that listened.
+            timeout(CHECK_INTERVAL, client.batch_execute("")).await.map_err(|_| DatabaseError::Timeout)??;
+            if waker.is_deaf(Instant::now()) {
                 return Err(DatabaseError::NoSession);
             }
+            backoff.reset();
         }
     };
     let Err::<std::convert::Infallible, _>(error) = listening.await;
@@ -123,12 +154,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_notification_between_reading_and_sleeping_ends_the_sleep() {
-        let (sender, receiver) = watch::channel(());
-        let mut notified = Notified(receiver);
-        sender.send_replace(());
+        let (waker, mut notified) = Waker::new();
+        waker.wake();
         notified.forget();
         // Here the outbox is read, and comes up empty; a row is committed and notified just after.
-        sender.send_replace(());
+        waker.wake();
         let stop = CancellationToken::new();
         let sleep = notified.sleep(None, LONG, &stop);
         assert_eq!(timeout(Duration::from_secs(5), sleep).await, Ok(Wake::Notified));
@@ -136,13 +166,25 @@ mod tests {
 
     #[tokio::test]
     async fn the_nearer_of_due_and_poll_ends_the_sleep() {
-        let (_sender, receiver) = watch::channel(());
-        let mut notified = Notified(receiver);
+        let (_waker, mut notified) = Waker::new();
         let stop = CancellationToken::new();
         let short = Duration::from_millis(1);
         assert_eq!(notified.sleep(Some(short), LONG, &stop).await, Wake::Due);
         assert_eq!(notified.sleep(Some(LONG), short, &stop).await, Wake::Poll);
         stop.cancel();
         assert_eq!(notified.sleep(None, LONG, &stop).await, Wake::Shutdown);
+    }
+
+    #[test]
+    fn who_does_not_hear_himself_is_deaf() {
+        let (waker, _notified) = Waker::new();
+        let now = Instant::now();
+        waker.calls(now);
+        // Once more, but it is the first that has not been heard.
+        waker.calls(now + ECHO_TIMEOUT / 2);
+        assert!(!waker.is_deaf(now + ECHO_TIMEOUT / 2));
+        assert!(waker.is_deaf(now + ECHO_TIMEOUT));
+        waker.heard();
+        assert!(!waker.is_deaf(now + ECHO_TIMEOUT), "nobody calls");
     }
 }
