@@ -18,19 +18,20 @@ use tracing::{info, warn};
 
 use crate::Config;
 use crate::lost::Lost;
+use crate::next::Next;
 use crate::publish_due::{Database, Search, publish_due};
 use crate::publisher::Publisher;
 use crate::queue_length::QueueLength;
-use crate::tend::Latecomers;
+use crate::upkeep::Latecomers;
 use crate::turns::Turns;
 use crate::wake::{Notified, Wake};
 
-/// A turn that takes longer hangs on a server that does not answer: its connections are dropped.
-const TURN_TIMEOUT: Duration = Duration::from_secs(30);
+/// A batch that takes longer hangs on a server that does not answer: its connections are dropped.
+const BATCH_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Between the starts of two turns that leave nothing due: what comes meanwhile shares the next one. A turn
+/// Between the starts of two batches that leave nothing due: what comes meanwhile shares the next one. A batch
 /// costs five statements, however few its rows; the first after a pause of this length waits for nothing.
-const TURN_SPACING: Duration = Duration::from_millis(4);
+const BATCH_SPACING: Duration = Duration::from_millis(4);
 
 /// How soon to look again whether workers have shortened a queue that was too long.
 const FULL_QUEUE_WAIT: Duration = Duration::from_millis(20);
@@ -66,19 +67,6 @@ pub(crate) struct Lane {
     declared: bool,
 }
 
-/// What to do after a turn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Next {
-    /// There may be more.
-    GoOn,
-    /// Nothing is due; the next row is, in this time.
-    Sleep(Option<Duration>),
-    /// The queue is long enough.
-    QueueFull,
-    /// The broker refused all of it.
-    Refused,
-}
-
 impl Lane {
     /// `shared` is what the lanes of a relay have in common.
     pub(crate) fn new(
@@ -94,7 +82,7 @@ impl Lane {
             database: None,
             publisher: None,
             backoff: Backoff::reconnect(),
-            pace: Pace::new(TURN_SPACING),
+            pace: Pace::new(BATCH_SPACING),
             search: Search::new(latecomers),
             turns: Turns::new(),
             queue,
@@ -106,10 +94,10 @@ impl Lane {
     /// Publishes until it is asked to stop.
     pub(crate) async fn run(mut self) {
         while !self.stop.is_cancelled() {
-            let turn = timeout(TURN_TIMEOUT, self.turn()).await.unwrap_or(Err(Lost::Everything));
-            let wake = match turn {
+            let batch = timeout(BATCH_TIMEOUT, self.batch()).await.unwrap_or(Err(Lost::Everything));
+            let wake = match batch {
                 Ok(next) => {
-                    self.readiness.took_turn();
+                    self.readiness.made_progress();
                     self.rest(next).await
                 }
                 Err(lost) => self.recover(&lost).await,
@@ -124,7 +112,7 @@ impl Lane {
     }
 
     /// Connects what is not connected, then publishes a batch.
-    async fn turn(&mut self) -> Result<Next, Lost> {
+    async fn batch(&mut self) -> Result<Next, Lost> {
         self.notified.forget();
         self.pace.start();
         self.connect_database().await?;
@@ -144,11 +132,11 @@ impl Lane {
         if room == 0 {
             return Ok(Next::QueueFull);
         }
-        let turn = publish_due(database, publisher, &mut self.search, room, config).await?;
-        if turn.all_refused {
+        let batch = publish_due(database, publisher, &mut self.search, room, config).await?;
+        if batch.all_refused {
             return Ok(Next::Refused);
         }
-        if turn.claimed == room as usize {
+        if batch.claimed == room as usize {
             return Ok(Next::GoOn);
         }
         let next = due::next_due(&database.client, &database.statements, self.turns.next_line()).await?;

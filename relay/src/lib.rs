@@ -4,18 +4,23 @@
 //! the row due, and the next one publishes the same message id again.
 
 mod config;
+mod confirms;
+mod counts;
+mod flow;
 mod lane;
 mod lost;
 mod measures;
 mod members;
 mod missing;
+mod next;
 mod publish_due;
 mod publisher;
 mod queue_length;
+mod scan_start;
 mod scan_window;
-mod tend;
 mod trace;
 mod turns;
+mod upkeep;
 mod wake;
 
 pub use config::Config;
@@ -31,7 +36,7 @@ use tracing::info;
 
 use crate::lane::Lane;
 use crate::queue_length::QueueLength;
-use crate::tend::{Latecomers, Tending};
+use crate::upkeep::{Latecomers, Upkeep};
 
 /// For so long the first lane is alone: it declares the queue, if there is none, by the first host, which then mostly leads
 /// it. Workers begin with another one.
@@ -46,7 +51,7 @@ pub async fn run(config: Config, stop: CancellationToken, readiness: Readiness) 
     let (notified, waker) = wake::listen(config.database.clone(), stop.clone());
     let (latecomers, queue) = (Latecomers::default(), QueueLength::default());
     let mut lanes = JoinSet::new();
-    lanes.spawn(Tending::new(config.clone(), waker, latecomers.clone(), queue.clone()).run(stop.clone()));
+    lanes.spawn(Upkeep::new(config.clone(), waker, latecomers.clone(), queue.clone()).run(stop.clone()));
     // By two nodes, if there are several: while one of them stands still, what goes by the other goes on.
     let fewest = if config.broker.has_several_hosts() { 2 } else { 1 };
     for number in 0..config.publish.relay_lanes.max(fewest) {

@@ -1,4 +1,4 @@
-//! One turn of a lane: claim → publish → confirm → mark.
+//! One batch of a lane: claim → publish → confirm → mark.
 
 use std::time::{Duration, SystemTime};
 
@@ -11,9 +11,10 @@ use tokio_postgres::{Client, GenericClient};
 use tracing::{debug, warn};
 
 use crate::config::PublishConfig;
-use crate::publisher::{Answer, Publisher};
+use crate::confirms::Confirm;
+use crate::publisher::Publisher;
 use crate::scan_window::{LATE_COMMIT, ScanWindow};
-use crate::tend::Latecomers;
+use crate::upkeep::Latecomers;
 
 /// Wait before a row that the broker refused, or did not answer, is published again. The lane's own
 /// backoff comes on top: after a failure it reconnects first.
@@ -31,8 +32,8 @@ pub(crate) struct Database {
     pub statements: Statements,
 }
 
-/// What a turn did.
-pub(crate) struct Turn {
+/// What a batch came to.
+pub(crate) struct Batch {
     /// Rows that were claimed; as many as asked for means that there may be more.
     pub claimed: usize,
     /// Whether the broker took none of what was published.
@@ -62,23 +63,23 @@ pub(crate) async fn publish_due(
     search: &mut Search,
     limit: u32,
     config: &PublishConfig,
-) -> Result<Turn, DatabaseError> {
+) -> Result<Batch, DatabaseError> {
     read_ahead(client, statements, &mut search.window).await?;
     let transaction = client.transaction().await?;
     let claimed = claim(&transaction, statements, search, limit).await?;
     if claimed.is_empty() {
         // Not the end, if there is more to be looked at.
         let claimed = if search.window.has_rows() { limit as usize } else { 0 };
-        return Ok(Turn { claimed, all_refused: false });
+        return Ok(Batch { claimed, all_refused: false });
     }
     kill_point!("relay.after_claim");
-    let turn_size = claimed.len();
+    let batch_size = claimed.len();
     let rows = due::put_right(&transaction, claimed).await?;
     let mut rows = ordering::line_up(&transaction, rows).await?;
-    let answers = publisher.publish(&mut rows).await;
+    let confirms = publisher.publish(&mut rows).await;
 
     kill_point!("relay.before_mark");
-    let (confirmed, others) = split(&rows, &answers);
+    let (confirmed, others) = split(&rows, &confirms);
     if !confirmed.is_empty() {
         due::mark_published(&transaction, statements, &confirmed, config.republish_interval()).await?;
     }
@@ -89,7 +90,7 @@ pub(crate) async fn publish_due(
     kill_point_in!("relay.in_commit", transaction.commit()).await?;
     kill_point!("relay.after_commit");
 
-    count(&rows, &answers);
+    count(&rows, &confirms);
     if !others.is_empty() {
         warn!(
             confirmed = confirmed.len(),
@@ -97,11 +98,11 @@ pub(crate) async fn publish_due(
             "RabbitMQ did not confirm all: see the limits of its queue; the others stay due"
         );
     }
-    debug!(claimed = turn_size, confirmed = confirmed.len(), others = others.len(), "published");
+    debug!(claimed = batch_size, confirmed = confirmed.len(), others = others.len(), "published");
     let all_refused = confirmed.is_empty() && !others.is_empty();
     // There may be more while a window is open, and after latecomers.
-    let claimed = if search.window.is_open() || search.was_late { limit as usize } else { turn_size };
-    Ok(Turn { claimed, all_refused })
+    let claimed = if search.window.is_open() || search.was_late { limit as usize } else { batch_size };
+    Ok(Batch { claimed, all_refused })
 }
 
 /// Reads the next page of what is due, while there is more than one batch takes.
@@ -156,21 +157,21 @@ async fn claim(
 }
 
 /// The ids of the confirmed rows, and those of the others.
-fn split(rows: &[DueRow], answers: &[Answer]) -> (Vec<i64>, Vec<i64>) {
+fn split(rows: &[DueRow], confirms: &[Confirm]) -> (Vec<i64>, Vec<i64>) {
     let (mut confirmed, mut others) = (Vec::new(), Vec::new());
-    for (row, answer) in rows.iter().zip(answers) {
-        if *answer == Answer::Confirmed { confirmed.push(row.id()) } else { others.push(row.id()) }
+    for (row, confirm) in rows.iter().zip(confirms) {
+        if *confirm == Confirm::Confirmed { confirmed.push(row.id()) } else { others.push(row.id()) }
     }
     (confirmed, others)
 }
 
-fn count(rows: &[DueRow], answers: &[Answer]) {
-    for (row, answer) in rows.iter().zip(answers) {
-        match answer {
-            Answer::Confirmed if row.rings_again => metrics::counter!("outhook_relay_republished_total").increment(1),
-            Answer::Confirmed => metrics::counter!("outhook_relay_published_total").increment(1),
-            Answer::Refused => metrics::counter!("outhook_relay_refused_total").increment(1),
-            Answer::Unknown => metrics::counter!("outhook_relay_unconfirmed_total").increment(1),
+fn count(rows: &[DueRow], confirms: &[Confirm]) {
+    for (row, confirm) in rows.iter().zip(confirms) {
+        match confirm {
+            Confirm::Confirmed if row.rings_again => metrics::counter!("outhook_relay_republished_total").increment(1),
+            Confirm::Confirmed => metrics::counter!("outhook_relay_published_total").increment(1),
+            Confirm::Refused => metrics::counter!("outhook_relay_refused_total").increment(1),
+            Confirm::Unknown => metrics::counter!("outhook_relay_unconfirmed_total").increment(1),
         }
     }
     metrics::histogram!("outhook_relay_batch_size").record(u32::try_from(rows.len()).unwrap_or(u32::MAX));

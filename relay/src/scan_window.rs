@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use outbox::due::Position;
 use tokio::time::Instant;
@@ -143,64 +143,10 @@ impl ScanWindow {
     }
 }
 
-/// How far back to look for what is due, or listed.
-///
-/// What is done leaves dead index entries behind, which are stepped over one by one for as long as a transaction is
-/// open anywhere that could still see the rows. So most looks begin where the last one ended, and one in a second, or in
-/// twenty times what such a look takes, begins at the beginning.
-#[derive(Debug)]
-pub(crate) struct Look<T> {
-    full: Option<Instant>,
-    pause: Duration,
-    is_full: bool,
-    last: Option<T>,
-}
-
-impl<T> Default for Look<T> {
-    fn default() -> Self {
-        Self { full: None, pause: ANEW, is_full: false, last: None }
-    }
-}
-
-impl<T: Copy> Look<T> {
-    /// `None` for all.
-    pub(crate) fn since(&mut self, now: Instant) -> Option<T> {
-        self.is_full = self.is_due(now);
-        if self.is_full {
-            // Also if it fails: it would fail again.
-            self.full = Some(now);
-        }
-        if self.is_full { None } else { self.last }
-    }
-
-    /// Where the last look ended.
-    pub(crate) const fn last(&self) -> Option<T> {
-        self.last
-    }
-
-    /// Whether it is time to begin at the beginning.
-    pub(crate) fn is_due(&self, now: Instant) -> bool {
-        self.last.is_none() || self.full.is_none_or(|full| now - full >= self.pause)
-    }
-
-    /// What it came to, and what that took.
-    pub(crate) fn saw(&mut self, last: Option<T>, took: Duration) {
-        if self.is_full {
-            self.pause = (took * 20).clamp(ANEW, LONGEST * 3);
-        }
-        self.last = last.or(self.last);
-    }
-}
-
-impl Look<SystemTime> {
-    /// The moment to look from: what commits late was due a while before.
-    pub(crate) fn since_late(&mut self, now: Instant) -> Option<SystemTime> {
-        self.since(now).map(|last| last - LATE_COMMIT)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -271,19 +217,6 @@ mod tests {
         assert!(window.wants_page(now), "there may be more");
         window.read(page([(3, "a")]), 2, now, took);
         assert!(!window.wants_page(now + took) && window.wants_page(now + took * REST));
-    }
-
-    #[test]
-    fn a_look_from_the_beginning_that_takes_long_comes_seldom() {
-        let now = Instant::now();
-        let mut look = Look::default();
-        assert_eq!(look.since(now), None);
-        look.saw(Some(7_i64), Duration::from_millis(200));
-        assert_eq!(look.since(now + Duration::from_secs(3)), Some(7));
-        assert_eq!(look.since(now + Duration::from_secs(4)), None);
-        look.saw(None, Duration::ZERO);
-        assert_eq!(look.since(now + Duration::from_millis(4_999)), Some(7));
-        assert_eq!(look.since(now + Duration::from_secs(5)), None);
     }
 
     proptest! {

@@ -4,7 +4,7 @@ use outbox::due::DueRow;
 use outbox::topology::BrokerConfig;
 use traces::{Attempt, Span};
 
-use crate::publisher::Answer;
+use crate::confirms::Confirm;
 
 /// Begins a span for each row that is about to be published, and lets its message carry that on. No spans if no traces
 /// are made.
@@ -25,13 +25,13 @@ pub(crate) fn begin(rows: &mut [DueRow], broker: &BrokerConfig) -> Vec<Option<Sp
 }
 
 /// Ends them with what the broker said.
-pub(crate) fn end(spans: Vec<Option<Span>>, answers: &[Answer]) {
-    for (span, answer) in spans.into_iter().zip(answers) {
+pub(crate) fn end(spans: Vec<Option<Span>>, confirms: &[Confirm]) {
+    for (span, confirm) in spans.into_iter().zip(confirms) {
         let Some(span) = span else { continue };
-        match answer {
-            Answer::Confirmed => drop(span),
-            Answer::Refused => span.failed("refused"),
-            Answer::Unknown => span.failed("unconfirmed"),
+        match confirm {
+            Confirm::Confirmed => drop(span),
+            Confirm::Refused => span.failed("refused"),
+            Confirm::Unknown => span.failed("unconfirmed"),
         }
     }
 }

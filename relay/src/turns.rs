@@ -1,4 +1,4 @@
-//! Gives turns to ordering keys, as part of a lane's turn: whoever waits for one waits for nothing else.
+//! Gives turns to ordering keys, as part of a lane's batch: whoever waits for one waits for nothing else.
 
 use std::time::Duration;
 
@@ -6,9 +6,9 @@ use outbox::{due, kill_point, ordering};
 use tokio::time::Instant;
 use tokio_postgres::Error;
 
-use crate::lane::Next;
+use crate::next::Next;
 use crate::publish_due::Database;
-use crate::scan_window::Look;
+use crate::scan_start::ScanStart;
 
 /// Lines gone through in one look, so that those who can be published do not wait for it.
 const KEYS: i32 = 100;
@@ -27,7 +27,7 @@ const OTHERS_WAITS: u32 = 50;
 const BUSY_PAGES: u32 = 200;
 
 pub(crate) struct Turns {
-    keys: Look<i64>,
+    keys: ScanStart<i64>,
     next: Instant,
     /// Whether the outbox said that there are turns to give, or the last look gave some.
     to_give: bool,
@@ -39,7 +39,7 @@ pub(crate) struct Turns {
 
 impl Turns {
     pub(crate) fn new() -> Self {
-        Self { keys: Look::default(), next: Instant::now(), to_give: true, busy_until: None, in_vain: 0 }
+        Self { keys: ScanStart::default(), next: Instant::now(), to_give: true, busy_until: None, in_vain: 0 }
     }
 
     /// The first line of `ordering_checks` that was not seen.

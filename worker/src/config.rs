@@ -17,7 +17,7 @@ use traces::TracesConfig;
 
 use crate::egress::EgressConfig;
 use crate::intake::Bounds;
-use crate::outcome::AnswerPolicy;
+use crate::outcome::ResponsePolicy;
 use crate::signature::SigningKeys;
 
 /// Claims jobs as their messages come, posts them to their URLs and records what happened.
@@ -35,7 +35,7 @@ pub struct Config {
     #[command(flatten)]
     pub(crate) retry: RetryPolicy,
     #[command(flatten)]
-    pub(crate) answers: AnswerPolicy,
+    pub(crate) responses: ResponsePolicy,
     #[command(flatten)]
     pub(crate) fairness: FairnessConfig,
     #[command(flatten)]

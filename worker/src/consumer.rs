@@ -4,34 +4,30 @@
 //! recorded or when its claim is refused. Garbage is dead-lettered. Everything else stays unacked and is
 //! handed out again when the connection ends.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use lapin::message::Delivery;
 use outbox::backoff::Backoff;
 use outbox::batch::Pace;
-use outbox::claim::{self, Claimed};
-use outbox::database::is_of_one_row;
 use outbox::destination::report::reserve_slots;
 use outbox::kill_point;
 use outbox::message::Message;
 use outbox::missing::still_held;
 use outbox::telemetry::Server;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 use uuid::Uuid;
 
-use crate::Worker;
-use crate::answers::reject;
-use crate::deliver::{Claim, deliver};
+use crate::claimer::{Claim, claim_all};
+use crate::deliver::deliver;
 use crate::give_back::{Reason, give_back};
-use crate::intake::{self, Intake, MakesWay, Progress};
-use crate::strays::Strays;
-use crate::subscription::{ConsumeError, Load, Subscription};
+use crate::intake::{Intake, MakesWay, Progress};
+use crate::queue::{ConsumeError, Load, Received, Strays, Subscription, reject};
+use crate::worker::Worker;
 
 /// Claims in one statement.
 const CLAIM_BATCH: usize = 200;
@@ -47,8 +43,6 @@ const LOOK_SPACING: Duration = Duration::from_millis(2);
 /// What has waited here for so long is said to be here, and how often: well within [`outbox::missing::LOST_AFTER`].
 const WORD_AFTER: Duration = Duration::from_secs(1);
 const WORD_SPACING: Duration = Duration::from_secs(2);
-
-pub(crate) type Received = intake::Received<Delivery>;
 
 /// What a consumer leaves to the next one when its connection is lost: the deliveries under way go on.
 pub(crate) struct Desk {
@@ -269,7 +263,7 @@ async fn process(
     kill_point!("worker.before_claim");
     let (claimed, unreadable) = claim_all(worker, &messages, stop).await;
     kill_point!("worker.after_claim");
-    worker.readiness.took_turn();
+    worker.readiness.made_progress();
     metrics::histogram!("outhook_worker_claim_batch_size").record(u32::try_from(received.len()).unwrap_or(u32::MAX));
     for claim in claimed {
         // The claim raised the attempt by one; a stale message of the same job is not the one.
@@ -286,95 +280,7 @@ async fn process(
     give_back(worker, refused, Reason::NotClaimed, stop);
 }
 
-/// Claims what is free of the messages' jobs, and does not rest until Postgres has answered for each, or
-/// the stop. Also returns the outbox rows of those whose jobs it cannot read.
-async fn claim_all(worker: &Worker, messages: &[Message], stop: &CancellationToken) -> (Vec<Claim>, HashSet<i64>) {
-    // A name of its own for each batch: what a lost answer claimed is found again by it.
-    let name: Arc<str> = format!("{}#{}", worker.name, worker.claims.fetch_add(1, Ordering::Relaxed)).into();
-    let lease = worker.config.delivery.lease();
-    let claim_of = |asked| {
-        let name = Arc::clone(&name);
-        move |job| Claim { job, name: Arc::clone(&name), asked, answered: Instant::now() }
-    };
-    let mut claimed: Vec<Claim> = Vec::new();
-    let mut unreadable = HashSet::new();
-    let mut rest = messages.to_vec();
-    let mut size = rest.len();
-    let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
-    while !rest.is_empty() {
-        size = size.min(rest.len());
-        let asked = Instant::now();
-        match claim::claim(&worker.pool, &rest[..size], &name, lease).await {
-            Ok(new) => {
-                claimed.extend(new.into_iter().map(claim_of(asked)));
-                rest.drain(..size);
-                backoff.reset();
-                continue;
-            }
-            Err(error) if is_of_one_row(&error) => {
-                if size == 1 {
-                    error!(%error, job_id = %rest[0].job_id, "Postgres cannot read a job; it is tried again in a while");
-                    unreadable.insert(rest.remove(0).outbox_id);
-                    size = rest.len();
-                } else {
-                    size /= 2;
-                }
-                continue;
-            }
-            Err(error) => warn!(%error, jobs = size, "cannot claim; trying again"),
-        }
-        // Perhaps it was too much for one answer.
-        size = (size / 2).max(1);
-        if until(stop, sleep(backoff.next_wait())).await.is_none() {
-            break;
-        }
-        let Some(recovered) = recover_all(worker, messages, &name, stop).await else { break };
-        claimed = recovered.into_iter().map(|(job, asked)| claim_of(asked)(job)).collect();
-        rest.retain(|message| claimed.iter().all(|it| it.job.job_id != message.job_id));
-    }
-    (claimed, unreadable)
-}
-
-/// What was claimed under this name without our hearing of it, and when that was asked; but for what Postgres cannot read.
-/// `None` at the stop.
-async fn recover_all(
-    worker: &Worker,
-    messages: &[Message],
-    name: &str,
-    stop: &CancellationToken,
-) -> Option<Vec<(Claimed, Instant)>> {
-    let lease = worker.config.delivery.lease();
-    let mut recovered = Vec::new();
-    let mut parts = vec![messages];
-    while let Some(part) = parts.pop() {
-        let asked = Instant::now();
-        match patiently(stop, || claim::recover_claim(&worker.pool, part, name, lease)).await {
-            Some(jobs) => recovered.extend(jobs.into_iter().map(|job| (job, asked))),
-            None if stop.is_cancelled() => return None,
-            None if part.len() > 1 => parts.extend(<[_; 2]>::from(part.split_at(part.len() / 2))),
-            None => {}
-        }
-    }
-    Some(recovered)
-}
-
 fn start(worker: &Arc<Worker>, claim: Claim, received: Received) {
     let worker = Arc::clone(worker);
     worker.deliveries.clone().spawn(async move { deliver(&worker, claim, received).await });
-}
-
-/// Repeats a statement until the database answers. `None` at the stop, and if Postgres cannot read one of the rows.
-pub(crate) async fn patiently<T, Statement>(stop: &CancellationToken, statement: impl Fn() -> Statement) -> Option<T>
-where
-    Statement: Future<Output = Result<T, sqlx::Error>>,
-{
-    let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
-    loop {
-        match statement().await {
-            Ok(value) => return Some(value),
-            Err(error) if is_of_one_row(&error) => return None,
-            Err(error) => warn!(%error, "cannot ask the database; trying again"),
-        }
-        until(stop, sleep(backoff.next_wait())).await?;
-    }
 }

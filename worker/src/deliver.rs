@@ -1,6 +1,5 @@
 //! One attempt, from its claim to its record.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,14 +14,16 @@ use outbox::telemetry::Raised;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
 
-use crate::Worker;
-use crate::answers::{ack, release};
-use crate::consumer::{Received, patiently};
+use crate::claimer::Claim;
 use crate::intake::{Answered, Finding, Progress, SLOT_LASTS};
-use crate::outcome::{self, Exchange};
-use crate::sender::SendError;
+use crate::outcome;
+use crate::patience::patiently;
+use crate::queue::{Received, ack, release};
+use crate::response::Exchange;
+use crate::send_error::SendError;
 use crate::settler::Recorded;
 use crate::trace;
+use crate::worker::Worker;
 
 /// A pause that cannot be written in this time is left to the next answer that asks for it.
 const PAUSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -36,17 +37,6 @@ const LONGEST_LATE: Duration = Duration::from_mins(5);
 
 /// How soon to ask again for a slot that is further ahead than they are given out.
 const SLOT_SPACING: Duration = Duration::from_millis(250);
-
-/// A job of this worker's.
-pub(crate) struct Claim {
-    pub job: Claimed,
-    /// The name that it was claimed under.
-    pub name: Arc<str>,
-    /// When that was asked for: the lease began after it.
-    pub asked: Instant,
-    /// When it was answered.
-    pub answered: Instant,
-}
 
 /// Delivers a claimed job once, records what happened, and acks its message when Postgres no longer needs it.
 /// Without that it is handed out again.
@@ -63,7 +53,7 @@ pub(crate) async fn deliver(worker: &Worker, mut claim: Claim, received: Receive
     // Before the next request may go.
     pause(worker, &job, &exchange).await;
     let settlement = settlement(worker, &job, &exchange, duration);
-    let finding = outcome::finding(&exchange, worker.config.delivery.timeout(), &worker.config.answers);
+    let finding = outcome::finding(&exchange, worker.config.delivery.timeout(), &worker.config.responses);
     free_destination(worker, &received, finding);
     let (status, error) = (settlement.status, settlement.error.clone());
     let span = trace::settle(worker, &job, &received.message);
@@ -176,7 +166,7 @@ async fn exchange(worker: &Worker, claim: &mut Claim, message: &Message) -> Opti
 /// Lets no job be claimed for this URL for as long as its receiver asks.
 async fn pause(worker: &Worker, job: &Claimed, exchange: &Exchange) {
     let longest = worker.config.retry.retry_after_max();
-    let Some(pause) = outcome::pause(exchange, longest, &worker.config.answers, clock::now()) else { return };
+    let Some(pause) = outcome::pause(exchange, longest, &worker.config.responses, clock::now()) else { return };
     let write = async {
         let _turn = worker.asking.acquire().await.expect("the semaphore is never closed");
         pause_url(&worker.pool, &job.client_url, pause).await
@@ -246,7 +236,7 @@ async fn leave_to_the_list(worker: &Worker, message: &Message) -> bool {
 }
 
 fn settlement(worker: &Worker, job: &Claimed, exchange: &Exchange, duration: Duration) -> Settlement {
-    let policy = outcome::Policy { retry: &worker.config.retry, answers: &worker.config.answers };
+    let policy = outcome::Policy { retry: &worker.config.retry, responses: &worker.config.responses };
     outcome::settlement(job, &worker.name, exchange, duration, policy, clock::now(), rand::random())
 }
 
@@ -255,7 +245,7 @@ fn log(job: &Claimed, exchange: &Exchange, duration: Duration, error: &str, outc
     info!(
         job_id = %job.job_id,
         attempt = job.attempt,
-        http_status = exchange.as_ref().ok().map(|answer| answer.status),
+        http_status = exchange.as_ref().ok().map(|response| response.status),
         duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
         error,
         outcome,

@@ -14,14 +14,12 @@ use outbox::kill_point;
 use outbox::message::Message;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
 use uuid::Uuid;
 
-use crate::Worker;
-use crate::answers::{ack, release, release_all};
-use crate::consumer::{Received, patiently};
-use crate::outcome::settlement_of_lost;
-use crate::settler::Recorded;
+use crate::patience::patiently;
+use crate::queue::{Received, ack, release, release_all};
+use crate::take_over::take_over;
+use crate::worker::Worker;
 
 /// For so long a message is put off for which there was no slot; up to twice as long, so that not all come at once.
 const CROWDED_WAIT: Duration = Duration::from_secs(1);
@@ -232,29 +230,6 @@ async fn take_over_lost(
                 release(received.delivery).await;
             }
         });
-    }
-}
-
-/// Records the attempt of a lost worker as unknown; its job is due again with that, or at its end. Returns whether its
-/// message is no longer needed.
-async fn take_over(worker: &Worker, standing: &Standing, message: &Message, stop: &CancellationToken) -> bool {
-    let settlement = settlement_of_lost(standing, &worker.config.retry);
-    kill_point!("worker.before_take_over");
-    let recorded = worker.settler.record(settlement).await;
-    kill_point!("worker.after_take_over");
-    warn!(
-        job_id = %standing.job_id,
-        attempt = standing.attempt,
-        lost_worker = standing.claimed_by,
-        recorded = ?recorded.as_ref().map(Recorded::as_str),
-        "took over: the lease ended without a record"
-    );
-    metrics::counter!("outhook_worker_takeovers_total").increment(1);
-    match recorded {
-        Ok(Recorded::Written) => true,
-        // Its holder lives, or somebody holds its rows: whoever looks next finds out.
-        Ok(_) => patiently(stop, || claim::check_again(&worker.pool, [message])).await.is_some(),
-        Err(_) => false,
     }
 }
 

@@ -8,18 +8,19 @@
 //! way.
 
 mod lane;
+mod progress;
 mod strangers;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use outbox::destination::breaker::Finding as Report;
 use outbox::message::Message;
 use tokio::time::Instant;
 
 use self::lane::Lane;
 pub(crate) use self::lane::SLOT_LASTS;
-use self::strangers::{Strangers, Ticket};
+pub(crate) use self::progress::{Answered, Finding, Found, MakesWay, Progress, Received};
+use self::strangers::Strangers;
 
 /// Destinations that are remembered although nothing of theirs is here, and messages that were put off.
 const REMEMBERED: usize = 50_000;
@@ -42,77 +43,6 @@ impl Bounds {
     fn share(&self) -> usize {
         (self.slots / 8).max(1).min(self.per_destination)
     }
-}
-
-/// A message and what is needed to answer for it.
-#[derive(Debug)]
-pub(crate) struct Received<Delivery> {
-    pub message: Message,
-    pub delivery: Delivery,
-    /// Once it is started, if its destination is not known to be well.
-    pub ticket: Option<Ticket>,
-}
-
-impl<Delivery> Received<Delivery> {
-    pub(crate) const fn new(message: Message, delivery: Delivery) -> Self {
-        Self { message, delivery, ticket: None }
-    }
-}
-
-/// How a destination fared in one attempt.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Finding {
-    /// It did not answer, or answered that it failed.
-    pub failed: bool,
-    /// It asks to slow down.
-    pub slow_down: bool,
-    /// What was wrong, in a few words.
-    pub error: String,
-}
-
-/// What becomes of an attempt that was started, in this order; and slots of a limit that came.
-#[derive(Debug)]
-pub(crate) enum Progress {
-    /// Its request has ended: its destination may have the next one.
-    Answered(Answered),
-    /// It is recorded, or will be without its slot: that is free.
-    Recorded,
-    /// When requests to a destination with a limit may go.
-    Slots { destination: Arc<str>, at: Vec<Instant> },
-}
-
-/// The end of a request.
-#[derive(Debug)]
-pub(crate) struct Answered {
-    pub destination: Arc<str>,
-    pub released: bool,
-    pub ticket: Option<Ticket>,
-    pub payload_bytes: u32,
-    /// `None` if the attempt says nothing about its destination.
-    pub finding: Option<Finding>,
-}
-
-impl Answered {
-    /// The end of this message's attempt.
-    pub(crate) fn new(message: &Message, ticket: Option<Ticket>, finding: Option<Finding>) -> Self {
-        let destination = message.destination.as_str().into();
-        Self { destination, released: message.released, ticket, payload_bytes: message.payload_bytes, finding }
-    }
-}
-
-/// What all workers and relays should know of a destination, and what it was found by.
-pub(crate) type Found = (Arc<str>, Report, String);
-
-/// What must make way for others.
-pub(crate) struct MakesWay<Delivery> {
-    /// Messages of destinations that are sick: they wait for them.
-    pub sick: Vec<Received<Delivery>>,
-    /// Messages for which there is no slot for now: they come again in a moment.
-    pub crowded: Vec<Received<Delivery>>,
-    /// The same of destinations that have requests under way and answer none: they come again later.
-    pub hanging: Vec<Received<Delivery>>,
-    /// What that says about destinations.
-    pub found: Vec<Found>,
 }
 
 pub(crate) struct Intake<Delivery> {

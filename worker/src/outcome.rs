@@ -9,17 +9,14 @@ use outbox::settle::Settlement;
 use time::OffsetDateTime;
 
 use crate::intake::Finding;
+use crate::response::{Exchange, Response};
 use crate::send_error::SendError;
-use crate::sender::Answer;
 use crate::status_set::StatusSet;
 
-/// What came of a request.
-pub(crate) type Exchange = Result<Answer, SendError>;
-
-/// What answers mean, besides that only 2xx is success.
+/// What responses mean, besides that only 2xx is success.
 #[derive(clap::Args, Clone, Debug)]
-#[command(next_help_heading = "Answers")]
-pub(crate) struct AnswerPolicy {
+#[command(next_help_heading = "Responses")]
+pub(crate) struct ResponsePolicy {
     /// Statuses that end a job at once, as in `410,400-404,4xx`; any other that is not 2xx is tried again. 410 says
     /// that the endpoint is gone.
     #[arg(long, env, default_value = "410", value_parser = StatusSet::parse)]
@@ -33,14 +30,14 @@ pub(crate) struct AnswerPolicy {
 #[derive(Clone, Copy)]
 pub(crate) struct Policy<'a> {
     pub retry: &'a RetryPolicy,
-    pub answers: &'a AnswerPolicy,
+    pub responses: &'a ResponsePolicy,
 }
 
 /// What cannot be read stays so, and a refused URL stays refused; what is not final may work next time, and a name may lead elsewhere then.
-pub(crate) fn verdict(exchange: &Exchange, answers: &AnswerPolicy) -> Verdict {
+pub(crate) fn verdict(exchange: &Exchange, responses: &ResponsePolicy) -> Verdict {
     match exchange {
-        Ok(Answer { status: 200..=299, .. }) => Verdict::Success,
-        Ok(Answer { status, .. }) if answers.final_statuses.contains(*status) => Verdict::GiveUp,
+        Ok(Response { status: 200..=299, .. }) => Verdict::Success,
+        Ok(Response { status, .. }) if responses.final_statuses.contains(*status) => Verdict::GiveUp,
         Err(SendError::Unreadable(_) | SendError::Target(_) | SendError::Headers(_)) => Verdict::GiveUp,
         Ok(_) | Err(_) => Verdict::TryAgain,
     }
@@ -51,14 +48,16 @@ pub(crate) fn verdict(exchange: &Exchange, answers: &AnswerPolicy) -> Verdict {
 ///
 /// Statuses below 500 are those of a receiver that is well: one of many endpoints behind one name must not
 /// stop the others. And a job that gives its receiver much less time than others has its own failure.
-pub(crate) fn finding(exchange: &Exchange, timeout: Duration, answers: &AnswerPolicy) -> Option<Finding> {
+pub(crate) fn finding(exchange: &Exchange, timeout: Duration, responses: &ResponsePolicy) -> Option<Finding> {
     match exchange {
-        Ok(Answer { status: 200..=299, .. }) => Some(Finding { failed: false, slow_down: false, error: String::new() }),
-        Ok(answer) => {
-            let slow_down = answers.slow_down_statuses.contains(answer.status);
-            Some(Finding { failed: answer.status >= 500, slow_down, error: http(exchange) })
+        Ok(Response { status: 200..=299, .. }) => {
+            Some(Finding { failed: false, slow_down: false, error: String::new() })
         }
-        // Nothing was sent, or nobody waited for the answer.
+        Ok(response) => {
+            let slow_down = responses.slow_down_statuses.contains(response.status);
+            Some(Finding { failed: response.status >= 500, slow_down, error: http(exchange) })
+        }
+        // Nothing was sent, or nobody waited for the response.
         Err(
             SendError::Unreadable(_)
             | SendError::Target(_)
@@ -78,11 +77,11 @@ pub(crate) fn finding(exchange: &Exchange, timeout: Duration, answers: &AnswerPo
 pub(crate) fn pause(
     exchange: &Exchange,
     longest: Duration,
-    answers: &AnswerPolicy,
+    responses: &ResponsePolicy,
     now: OffsetDateTime,
 ) -> Option<Duration> {
-    let answer = exchange.as_ref().ok().filter(|answer| answers.slow_down_statuses.contains(answer.status))?;
-    let asked = asked_wait(answer, now)?.min(longest);
+    let response = exchange.as_ref().ok().filter(|response| responses.slow_down_statuses.contains(response.status))?;
+    let asked = response.asked_wait(now)?.min(longest);
     (asked > Duration::ZERO).then_some(asked)
 }
 
@@ -94,13 +93,13 @@ pub(crate) fn settlement(
     worker: &str,
     exchange: &Exchange,
     duration: Duration,
-    Policy { retry: policy, answers }: Policy<'_>,
+    Policy { retry: policy, responses }: Policy<'_>,
     now: OffsetDateTime,
     random: f64,
 ) -> Settlement {
-    let status = after(verdict(exchange, answers), job.retry_count, job.max_attempts, policy);
+    let status = after(verdict(exchange, responses), job.retry_count, job.max_attempts, policy);
     let (status_code, excerpt, asked) = match exchange {
-        Ok(answer) => (Some(answer.status.into()), answer.excerpt.clone(), asked_wait(answer, now)),
+        Ok(response) => (Some(response.status.into()), response.excerpt.clone(), response.asked_wait(now)),
         Err(_) => (None, String::new(), None),
     };
     let failed_attempts = job.retry_count.cast_unsigned() + 1;
@@ -117,7 +116,7 @@ pub(crate) fn settlement(
         status_code,
         outcome: match exchange {
             Ok(_) if status == Status::Success => Outcome::Success,
-            // It was sent, and nobody heard the answer.
+            // It was sent, and nobody heard the response.
             Err(SendError::Stopped) => Outcome::Unknown,
             _ => Outcome::Failed,
         },
@@ -153,33 +152,16 @@ fn after(verdict: Verdict, retry_count: i32, max_attempts: Option<i32>, policy: 
 
 fn error_text(exchange: &Exchange) -> String {
     match exchange {
-        Ok(Answer { status: 200..=299, .. }) => String::new(),
-        Ok(Answer { status: 300..=399, .. }) => format!("{}: redirects are not followed", http(exchange)),
-        Ok(Answer { status: 410, .. }) => format!("{}: the endpoint is gone", http(exchange)),
+        Ok(Response { status: 200..=299, .. }) => String::new(),
+        Ok(Response { status: 300..=399, .. }) => format!("{}: redirects are not followed", http(exchange)),
+        Ok(Response { status: 410, .. }) => format!("{}: the endpoint is gone", http(exchange)),
         Ok(_) => http(exchange),
         Err(error) => error.to_string(),
     }
 }
 
 fn http(exchange: &Exchange) -> String {
-    exchange.as_ref().map(|answer| format!("HTTP {}", answer.status)).unwrap_or_default()
-}
-
-/// For how long an answer asks to be left alone. One that says so twice is given the longer time.
-fn asked_wait(answer: &Answer, now: OffsetDateTime) -> Option<Duration> {
-    answer.retry_after.iter().filter_map(|text| parse_retry_after(text, now)).max()
-}
-
-/// Seconds, or a date in one of the three forms of HTTP (RFC 9110, sections 5.6.7 and 10.2.3). Garbage and the past are no
-/// wish at all; the retry policy bounds the rest.
-fn parse_retry_after(text: &str, now: OffsetDateTime) -> Option<Duration> {
-    let text = text.trim();
-    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        // More than fits is a long time as well.
-        return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
-    }
-    let date = OffsetDateTime::from(httpdate::parse_http_date(text).ok()?);
-    Duration::try_from(date - now).ok()
+    exchange.as_ref().map(|response| format!("HTTP {}", response.status)).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -202,9 +184,9 @@ mod tests {
         }
     }
 
-    fn answers() -> AnswerPolicy {
+    fn responses() -> ResponsePolicy {
         let set = |text| StatusSet::parse(text).expect(text);
-        AnswerPolicy { final_statuses: set("410,42x"), slow_down_statuses: set("429,502-504") }
+        ResponsePolicy { final_statuses: set("410,42x"), slow_down_statuses: set("429,502-504") }
     }
 
     fn job(retry_count: i32, max_attempts: Option<i32>) -> Claimed {
@@ -227,12 +209,12 @@ mod tests {
     }
 
     #[allow(clippy::unnecessary_wraps, reason = "it is one of the two kinds of an exchange")]
-    fn answer(status: u16) -> Exchange {
-        Ok(Answer { status, retry_after: Vec::new(), excerpt: "body".to_owned() })
+    fn response(status: u16) -> Exchange {
+        Ok(Response { status, retry_after: Vec::new(), excerpt: "body".to_owned() })
     }
 
     fn settle(job: &Claimed, exchange: &Exchange) -> Settlement {
-        let policy = Policy { retry: &policy(), answers: &answers() };
+        let policy = Policy { retry: &policy(), responses: &responses() };
         settlement(job, "w", exchange, Duration::from_millis(12), policy, NOW, 0.5)
     }
 
@@ -240,14 +222,14 @@ mod tests {
     fn each_answer_has_its_meaning() {
         let refused = Err(SendError::Target(TargetError::PrivateNetwork));
         for (exchange, status, outcome, error) in [
-            (answer(200), Status::Success, Outcome::Success, ""),
-            (answer(299), Status::Success, Outcome::Success, ""),
-            (answer(301), Status::Pending, Outcome::Failed, "HTTP 301: redirects are not followed"),
-            (answer(404), Status::Pending, Outcome::Failed, "HTTP 404"),
-            (answer(410), Status::Failed, Outcome::Failed, "HTTP 410: the endpoint is gone"),
-            (answer(422), Status::Failed, Outcome::Failed, "HTTP 422"),
-            (answer(500), Status::Pending, Outcome::Failed, "HTTP 500"),
-            (answer(999), Status::Pending, Outcome::Failed, "HTTP 999"),
+            (response(200), Status::Success, Outcome::Success, ""),
+            (response(299), Status::Success, Outcome::Success, ""),
+            (response(301), Status::Pending, Outcome::Failed, "HTTP 301: redirects are not followed"),
+            (response(404), Status::Pending, Outcome::Failed, "HTTP 404"),
+            (response(410), Status::Failed, Outcome::Failed, "HTTP 410: the endpoint is gone"),
+            (response(422), Status::Failed, Outcome::Failed, "HTTP 422"),
+            (response(500), Status::Pending, Outcome::Failed, "HTTP 500"),
+            (response(999), Status::Pending, Outcome::Failed, "HTTP 999"),
             (
                 Err(SendError::Timeout(Duration::from_secs(10))),
                 Status::Pending,
@@ -277,13 +259,13 @@ mod tests {
     #[test]
     fn a_destination_is_judged_by_whether_it_works_and_not_by_whether_it_takes_a_webhook() {
         let found = |exchange: &Exchange| {
-            finding(exchange, Duration::from_secs(10), &answers()).map(|it| (it.failed, it.slow_down))
+            finding(exchange, Duration::from_secs(10), &responses()).map(|it| (it.failed, it.slow_down))
         };
-        assert_eq!(found(&answer(200)), Some((false, false)));
-        assert_eq!(found(&answer(404)), Some((false, false)));
-        assert_eq!(found(&answer(429)), Some((false, true)));
-        assert_eq!(found(&answer(500)), Some((true, false)));
-        assert_eq!(found(&answer(503)), Some((true, true)));
+        assert_eq!(found(&response(200)), Some((false, false)));
+        assert_eq!(found(&response(404)), Some((false, false)));
+        assert_eq!(found(&response(429)), Some((false, true)));
+        assert_eq!(found(&response(500)), Some((true, false)));
+        assert_eq!(found(&response(503)), Some((true, true)));
         assert_eq!(found(&Err(SendError::Timeout(Duration::from_secs(10)))), Some((true, false)));
         assert_eq!(found(&Err(SendError::Timeout(Duration::from_millis(100)))), None, "a job's own short time-out");
         assert_eq!(found(&Err(SendError::Stopped)), None);
@@ -294,23 +276,23 @@ mod tests {
     #[test]
     fn a_pause_is_what_is_asked_for_with_a_status_that_slows_down() {
         let asked = |status: u16, text: &str| {
-            let answer = Answer { status, retry_after: vec![text.to_owned()], excerpt: String::new() };
-            pause(&Ok(answer), Duration::from_secs(100), &answers(), NOW).map(|it| it.as_secs())
+            let response = Response { status, retry_after: vec![text.to_owned()], excerpt: String::new() };
+            pause(&Ok(response), Duration::from_secs(100), &responses(), NOW).map(|it| it.as_secs())
         };
         assert_eq!(asked(429, "30"), Some(30));
         assert_eq!(asked(503, "1000000"), Some(100), "clamped");
         for (status, text) in [(429, "0"), (429, "soon"), (500, "30"), (200, "30")] {
             assert_eq!(asked(status, text), None, "{status} {text}");
         }
-        assert_eq!(pause(&answer(429), Duration::from_secs(100), &answers(), NOW), None);
+        assert_eq!(pause(&response(429), Duration::from_secs(100), &responses(), NOW), None);
     }
 
     #[test]
     fn the_last_attempt_fails_the_job() {
-        assert_eq!(settle(&job(1, None), &answer(500)).status, Status::Pending);
-        assert_eq!(settle(&job(2, None), &answer(500)).status, Status::Failed);
-        assert_eq!(settle(&job(2, Some(4)), &answer(500)).status, Status::Pending, "its own limit counts");
-        assert_eq!(settle(&job(0, Some(1)), &answer(500)).status, Status::Failed);
+        assert_eq!(settle(&job(1, None), &response(500)).status, Status::Pending);
+        assert_eq!(settle(&job(2, None), &response(500)).status, Status::Failed);
+        assert_eq!(settle(&job(2, Some(4)), &response(500)).status, Status::Pending, "its own limit counts");
+        assert_eq!(settle(&job(0, Some(1)), &response(500)).status, Status::Failed);
     }
 
     #[test]
@@ -333,33 +315,12 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_is_read_in_all_its_forms_and_garbage_is_ignored() {
-        let seconds = |text| parse_retry_after(text, NOW).map(|wait| wait.as_secs());
-        assert_eq!(seconds("120"), Some(120));
-        assert_eq!(seconds("99999999999999999999"), Some(u64::MAX), "as long as can be; it is clamped");
-        for date in ["Thu, 01 Jan 2026 12:00:30 GMT", "Thursday, 01-Jan-26 12:00:30 GMT", "Thu Jan  1 12:00:30 2026"] {
-            assert_eq!(seconds(date), Some(30), "{date}");
-        }
-        for ignored in ["-1", "soon", "", "1e9", "+5", "1.5", "Thu, 01 Jan 2026 11:00:00 GMT"] {
-            assert_eq!(seconds(ignored), None, "{ignored}");
-        }
-    }
-
-    #[test]
-    fn of_two_waits_the_longer_is_asked_for() {
-        let retry_after = ["5", "garbage", "Thu, 01 Jan 2026 12:00:30 GMT"].map(ToOwned::to_owned).to_vec();
-        let answer = Answer { status: 503, retry_after, excerpt: String::new() };
-        assert_eq!(asked_wait(&answer, NOW), Some(Duration::from_secs(30)));
-        assert_eq!(settle(&job(0, None), &Ok(answer)).retry_in.as_secs(), 30);
-    }
-
-    #[test]
     fn the_wait_is_the_jittered_backoff_or_what_the_receiver_asks_for() {
-        assert_eq!(settle(&job(0, None), &answer(500)).retry_in, Duration::from_millis(500));
-        assert_eq!(settle(&job(1, None), &answer(500)).retry_in, Duration::from_secs(1));
+        assert_eq!(settle(&job(0, None), &response(500)).retry_in, Duration::from_millis(500));
+        assert_eq!(settle(&job(1, None), &response(500)).retry_in, Duration::from_secs(1));
         let asked = |text: &str| {
-            let answer = Answer { status: 503, retry_after: vec![text.to_owned()], excerpt: String::new() };
-            settle(&job(0, None), &Ok(answer)).retry_in.as_secs()
+            let response = Response { status: 503, retry_after: vec![text.to_owned()], excerpt: String::new() };
+            settle(&job(0, None), &Ok(response)).retry_in.as_secs()
         };
         assert_eq!(asked("30"), 30);
         assert_eq!(asked("1000000"), 100, "clamped");

@@ -11,9 +11,9 @@ use bytes::Bytes;
 use outbox::claim::Claimed;
 use outbox::headers::{self, HeaderError};
 use outbox::target::TargetPolicy;
+use reqwest::Client;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::redirect::Policy;
-use reqwest::{Client, Response};
 use time::OffsetDateTime;
 use tokio::time::{Instant, timeout_at};
 use url::Url;
@@ -23,7 +23,8 @@ use self::outgoing::{Outgoing, Sent, send};
 use crate::config::DeliveryConfig;
 use crate::egress::EgressConfig;
 use crate::keyring::Keyring;
-pub(crate) use crate::send_error::SendError;
+use crate::response::{Exchange, Response};
+use crate::send_error::SendError;
 use crate::target_guard::{GuardedResolver, Lookup, SystemLookup};
 use crate::tls::TlsSetupError;
 
@@ -41,17 +42,6 @@ const PING_INTERVAL: Duration = Duration::from_secs(2);
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
 
 const TRACEPARENT: &str = "traceparent";
-
-/// What the receiver answered.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Answer {
-    /// HTTP status.
-    pub status: u16,
-    /// The Retry-After headers as they came.
-    pub retry_after: Vec<String>,
-    /// Beginning of the body, made safe for text.
-    pub excerpt: String,
-}
 
 pub(crate) struct Sender {
     client: Client,
@@ -136,27 +126,15 @@ impl Sender {
     }
 
     /// Posts the payload for the job, once, as this span of its trace. Takes no longer than the total time-out.
-    pub(crate) async fn post(
-        &self,
-        job: &Claimed,
-        payload: Bytes,
-        traceparent: &str,
-        now: OffsetDateTime,
-    ) -> Result<Answer, SendError> {
-        let answer = self.attempt(job, payload, traceparent, now).await;
-        if let Err(SendError::Target(refused) | SendError::Addresses(refused)) = &answer {
+    pub(crate) async fn post(&self, job: &Claimed, payload: Bytes, traceparent: &str, now: OffsetDateTime) -> Exchange {
+        let exchange = self.attempt(job, payload, traceparent, now).await;
+        if let Err(SendError::Target(refused) | SendError::Addresses(refused)) = &exchange {
             metrics::counter!("outhook_worker_targets_refused_total", "reason" => refused.reason()).increment(1);
         }
-        answer
+        exchange
     }
 
-    async fn attempt(
-        &self,
-        job: &Claimed,
-        payload: Bytes,
-        traceparent: &str,
-        now: OffsetDateTime,
-    ) -> Result<Answer, SendError> {
+    async fn attempt(&self, job: &Claimed, payload: Bytes, traceparent: &str, now: OffsetDateTime) -> Exchange {
         if let Some(column) = job.unreadable {
             return Err(SendError::Unreadable(column));
         }
@@ -168,8 +146,8 @@ impl Sender {
         let request = Outgoing { url, headers, payload };
         // The connection may have been what was wrong with the attempt before.
         let is_shared = job.retry_count == 0 && !self.detours.is_on(&request.url, Instant::now());
-        let answer = timeout_at(deadline, self.exchange(&request, is_shared, deadline)).await;
-        answer.unwrap_or_else(|_| {
+        let exchange = timeout_at(deadline, self.exchange(&request, is_shared, deadline)).await;
+        exchange.unwrap_or_else(|_| {
             // A job that gives its receiver much less time than others says nothing about the connection.
             if is_shared && self.may_be_shared(&request.url) && timeout >= self.timeout / 2 {
                 self.detours.begin(&request.url, Instant::now());
@@ -183,7 +161,7 @@ impl Sender {
         self.http2 && url.scheme() == "https"
     }
 
-    async fn exchange(&self, request: &Outgoing, is_shared: bool, deadline: Instant) -> Result<Answer, SendError> {
+    async fn exchange(&self, request: &Outgoing, is_shared: bool, deadline: Instant) -> Exchange {
         let response = self.send(request, is_shared).await?;
         // The guard has checked what was connected to; should it ever be got round, it shows here.
         if let Some(peer) = response.remote_addr().filter(|_| !self.by_proxy) {
@@ -194,7 +172,7 @@ impl Sender {
         let retry_after = retry_after.filter_map(|value| value.to_str().ok()).map(ToOwned::to_owned).collect();
         let body_deadline = deadline.min(Instant::now() + BODY_TIMEOUT);
         let excerpt = read_excerpt(response, self.excerpt_bytes, body_deadline).await;
-        Ok(Answer { status, retry_after, excerpt })
+        Ok(Response { status, retry_after, excerpt })
     }
 
     /// Sends it by a connection that was kept, and that others may share, or by one of its own.
@@ -202,7 +180,7 @@ impl Sender {
     /// A receiver may take few requests at once on a connection and answer them slowly, or few at all, and refuse what is on
     /// its way beyond those: what has not begun to leave after a quarter of the time-out, and what it has not begun with, is
     /// sent by a connection of its own, once.
-    async fn send(&self, request: &Outgoing, is_shared: bool) -> Result<Response, SendError> {
+    async fn send(&self, request: &Outgoing, is_shared: bool) -> Result<reqwest::Response, SendError> {
         if !is_shared {
             return match send(&self.fresh_client, request, None).await? {
                 Sent::Answered(response) => Ok(response),
@@ -260,7 +238,7 @@ fn header_value(text: &str) -> HeaderValue {
 }
 
 /// Reads up to `limit` bytes and drops the rest. Whatever goes wrong here, the status stands.
-async fn read_excerpt(mut response: Response, limit: usize, deadline: Instant) -> String {
+async fn read_excerpt(mut response: reqwest::Response, limit: usize, deadline: Instant) -> String {
     let mut bytes = Vec::new();
     while bytes.len() <= limit {
         match timeout_at(deadline, response.chunk()).await {

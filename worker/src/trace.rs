@@ -5,9 +5,9 @@ use outbox::message::Message;
 use outbox::trace::TraceParent;
 use traces::{Attempt, Span};
 
-use crate::Worker;
-use crate::deliver::Claim;
-use crate::outcome::Exchange;
+use crate::claimer::Claim;
+use crate::response::Exchange;
+use crate::worker::Worker;
 
 /// What the receiver gets: the span of the request, or else one that nobody records.
 pub(crate) fn traceparent(span: Option<&Span>, message: &Message, job: &Claimed) -> String {
@@ -33,7 +33,7 @@ pub(crate) fn request(job: &Claimed, message: &Message) -> Option<Span> {
 /// Ends it.
 pub(crate) fn answered(span: Option<Span>, exchange: &Exchange) {
     match (span, exchange) {
-        (Some(span), Ok(answer)) => span.answered(answer.status),
+        (Some(span), Ok(response)) => span.answered(response.status),
         (Some(span), Err(error)) => span.failed(error.kind()),
         (None, _) => {}
     }

@@ -68,7 +68,7 @@ impl Readiness {
     }
 
     /// The process has looked for work, or has done some.
-    pub fn took_turn(&self) {
+    pub fn made_progress(&self) {
         self.known().turn = Some(Instant::now());
     }
 

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use outbox::destination::TICK;
+use outbox::destination::breaker::Finding as Report;
 use tokio::time::Instant;
 
-use super::{Finding, Found, Received, Report};
+use super::{Finding, Found, Received};
 
 /// When there is not much room left, what waits makes way for others if it has waited this long, and in this time not one
 /// of its destination's requests has ended: it hangs.

@@ -3,7 +3,10 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use outbox::destination::breaker::Finding as Report;
+
 use super::lane::{LONGEST_WAIT, PATIENCE};
+use super::strangers::Ticket;
 use super::*;
 
 const BOUNDS: Bounds = Bounds { slots: 8, per_destination: 100, breaker_failures: 3, payload_bytes: 100 };

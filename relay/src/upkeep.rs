@@ -7,19 +7,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use outbox::backoff::Backoff;
-use outbox::database::{DatabaseError, is_of_one_row};
+use outbox::database::DatabaseError;
 use outbox::destination::tend::{self as destinations, Work};
-use outbox::due::{self, Counted, Position, Statements};
+use outbox::due::{self, Position, Statements};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::{Client, Error};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::Config;
-use crate::measures::SICK;
+use crate::counts::Counts;
 use crate::missing::Missing;
 use crate::queue_length::QueueLength;
-use crate::scan_window::Look;
+use crate::scan_start::ScanStart;
 use crate::wake::Waker;
 
 /// Between two rounds while there is something to tend, and while there was nothing for a while.
@@ -45,13 +45,6 @@ const CALL_SPACING: Duration = Duration::from_secs(5);
 /// Between two looks at what may be forgotten.
 const FORGET_SPACING: Duration = Duration::from_secs(1);
 
-/// Between two counts of what people look at, destinations that are sick and rows by their state, and how many of each
-/// kind are counted. Of rows there may be many: the next count comes after this many times what the last one took.
-const COUNT_SPACING: Duration = Duration::from_secs(5);
-const MOST_COUNTED: i64 = 10_000;
-const ROWS_COST: u32 = 200;
-const LONGEST_COUNT_SPACING: Duration = Duration::from_mins(2);
-
 /// What one round may take for destinations before it goes on with the rest.
 const DESTINATIONS_TIME: Duration = Duration::from_millis(300);
 
@@ -75,27 +68,24 @@ impl Latecomers {
     }
 }
 
-pub(crate) struct Tending {
+pub(crate) struct Upkeep {
     config: Config,
     waker: Waker,
     latecomers: Latecomers,
     database: Option<(Client, Statements)>,
-    checks: Look<i64>,
+    checks: ScanStart<i64>,
     checked: Instant,
-    hold: Look<SystemTime>,
-    late: Look<()>,
+    hold: ScanStart<SystemTime>,
+    late: ScanStart<()>,
     /// The destination that the last look at strays ended with.
     stray: String,
     forgotten: Instant,
-    counted: Instant,
-    /// Whether there were any.
-    sick_were_counted: bool,
-    rows_counted: Instant,
+    counts: Counts,
     called: Instant,
     missing: Missing,
 }
 
-impl Tending {
+impl Upkeep {
     pub(crate) fn new(config: Config, waker: Waker, latecomers: Latecomers, queue: QueueLength) -> Self {
         let now = Instant::now();
         Self {
@@ -103,21 +93,19 @@ impl Tending {
             waker,
             latecomers,
             database: None,
-            checks: Look::default(),
+            checks: ScanStart::default(),
             checked: now,
-            hold: Look::default(),
-            late: Look::default(),
+            hold: ScanStart::default(),
+            late: ScanStart::default(),
             stray: String::new(),
             forgotten: now,
-            counted: now,
-            sick_were_counted: false,
-            rows_counted: now,
+            counts: Counts::new(now),
             called: now,
             missing: Missing::new(queue),
         }
     }
 
-    /// Tends until it is asked to stop.
+    /// Goes on until it is asked to stop.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         let mut backoff = Backoff::reconnect();
         loop {
@@ -129,7 +117,7 @@ impl Tending {
                 }
                 Err(error) => {
                     self.database = None;
-                    warn!(%error, "not tending what waits; trying again");
+                    warn!(%error, "cannot look after what waits; trying again");
                     backoff.next_wait()
                 }
             };
@@ -166,14 +154,14 @@ impl Tending {
         if moved > 0 {
             self.waker.wake();
         }
-        self.count_rows(&client).await?;
+        self.counts.rows(&client).await?;
         self.database = Some((client, statements));
         let is_busy = work.sick || work.held || work.checks;
         Ok(cost.max(if is_busy { BUSY_SPACING } else { IDLE_SPACING }))
     }
 
     async fn connect(&self) -> Result<(Client, Statements), DatabaseError> {
-        let client = self.config.database.connect_service("outhook-relay tend").await?;
+        let client = self.config.database.connect_service("outhook-relay upkeep").await?;
         // As for the lanes: what a crash of Postgres undoes is found anew.
         client.batch_execute("SET synchronous_commit = off").await?;
         let statements = Statements::prepare(&client).await?;
@@ -218,7 +206,7 @@ impl Tending {
             self.hold.saw(last, now.elapsed());
             metrics::counter!("outhook_relay_held_total").increment(held);
         }
-        self.count_sick(client, work).await?;
+        self.counts.sick(client, work).await?;
         if work.held {
             let (next, strays) = destinations::free_strays(client, &self.stray).await?;
             self.stray = next;
@@ -226,35 +214,6 @@ impl Tending {
         }
         metrics::counter!("outhook_relay_released_total").increment(freed);
         Ok(freed)
-    }
-
-    /// At most so often: it is for people to see.
-    async fn count_sick(&mut self, client: &Client, work: Work) -> Result<(), Error> {
-        if self.counted <= Instant::now() && (work.sick || self.sick_were_counted) {
-            self.counted = Instant::now() + COUNT_SPACING;
-            self.sick_were_counted = work.sick;
-            let counted = destinations::count_sick(client, MOST_COUNTED).await?;
-            for state in SICK {
-                let count = counted.get(state).copied().unwrap_or_default();
-                metrics::gauge!("outhook_relay_sick_destinations", "state" => state).set(count);
-            }
-        }
-        Ok(())
-    }
-
-    async fn count_rows(&mut self, client: &Client) -> Result<(), Error> {
-        let began = Instant::now();
-        if self.rows_counted > began {
-            return Ok(());
-        }
-        match due::count(client, MOST_COUNTED).await {
-            Ok(counted) => set_rows(counted),
-            // The rest of the round is not for people alone, and goes on without it.
-            Err(error) if is_of_one_row(&error) => warn!(%error, "cannot count the rows of the outbox"),
-            Err(error) => return Err(error),
-        }
-        self.rows_counted = Instant::now() + (began.elapsed() * ROWS_COST).clamp(COUNT_SPACING, LONGEST_COUNT_SPACING);
-        Ok(())
     }
 
     async fn release(&self, client: &mut Client) -> Result<u64, Error> {
@@ -290,14 +249,5 @@ impl Tending {
             self.waker.wake();
         }
         Ok(())
-    }
-}
-
-fn set_rows(counted: Counted) {
-    let Counted { due, published, scheduled, held, ordered } = counted;
-    for (state, count) in
-        [("due", due), ("published", published), ("scheduled", scheduled), ("held", held), ("ordered", ordered)]
-    {
-        metrics::gauge!("outhook_relay_rows", "state" => state).set(count);
     }
 }

@@ -1,4 +1,4 @@
-//! What RabbitMQ is told about messages.
+//! What RabbitMQ is told about each message.
 
 use futures_util::future::join_all;
 use lapin::message::Delivery;
@@ -6,30 +6,30 @@ use lapin::options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions};
 use outbox::topology::within;
 use tracing::debug;
 
-/// It is done with.
+/// The message is no longer needed.
 pub(crate) async fn ack(delivery: &Delivery) {
-    answer(delivery.acker.ack(BasicAckOptions::default())).await;
+    send(delivery.acker.ack(BasicAckOptions::default())).await;
 }
 
 /// Gives back a message: it is handed out again.
 pub(crate) async fn release(delivery: Delivery) {
-    answer(delivery.acker.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() })).await;
+    send(delivery.acker.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() })).await;
 }
 
 pub(crate) async fn release_all(deliveries: impl IntoIterator<Item = Delivery>) {
     join_all(deliveries.into_iter().map(release)).await;
 }
 
-/// Sends the answer for a message. One that does not reach the broker means that the message comes again,
+/// Sends an ack, or its opposite. One that does not reach the broker means that the message comes again,
 /// and its claim is refused. Bounded: on a connection that is blocked or lost, it may never be sent.
-async fn answer(sent: impl Future<Output = Result<bool, lapin::Error>>) {
+async fn send(sent: impl Future<Output = Result<bool, lapin::Error>>) {
     let sent = within("an ack", sent).await;
     if !matches!(sent, Ok(true)) {
-        debug!(?sent, "RabbitMQ did not get the answer for a message");
+        debug!(?sent, "RabbitMQ did not get the ack of a message");
     }
 }
 
 /// Dead-letters a message that cannot be read.
 pub(crate) async fn reject(delivery: Delivery) {
-    answer(delivery.acker.reject(BasicRejectOptions { requeue: false })).await;
+    send(delivery.acker.reject(BasicRejectOptions { requeue: false })).await;
 }

@@ -8,8 +8,7 @@ use tokio::time::{Instant, sleep};
 use tracing::warn;
 use uuid::Uuid;
 
-use crate::answers::release;
-use crate::consumer::Received;
+use super::{Received, release};
 
 /// For so long a stray is kept before it is given back: it may come here again at once.
 const KEPT: Duration = Duration::from_secs(1);

@@ -15,8 +15,8 @@ use outbox::topology::{BrokerError, within};
 use tokio::time::{Instant, timeout};
 use tracing::{debug, warn};
 
-use crate::Worker;
-use crate::answers::release_all;
+use super::release_all;
+use crate::worker::Worker;
 
 const CONSUMER_TAG: &str = "outhook-worker";
 
