@@ -5,8 +5,8 @@ use harness::client::{Response, body, send};
 use harness::database::{Database, service_pool};
 use harness::signing::standard_headers;
 use harness::{PATIENCE, Servers, Stack};
-use outbox::enqueue::{Accepted, Idempotency, NewJob, accept};
-use outbox::job::Status;
+use outbox::job::accept::{Accepted, Idempotency, NewJob, accept};
+use outbox::job::states::Status;
 use uuid::Uuid;
 
 const SECRET: &str = "a secret of 24 bytes or so";
@@ -62,7 +62,7 @@ async fn a_known_key_answers_its_job_or_a_conflict() {
 
 /// Sends a body as Standard Webhooks has it, with a key of the caller's or without.
 async fn post_signed(stack: &Stack, id: &str, key: Option<&str>, text: &str) -> Response {
-    let now = outbox::clock::now().unix_timestamp().to_string();
+    let now = outbox::service::clock::now().unix_timestamp().to_string();
     let headers = standard_headers(SECRET, id, &now, text);
     let request = stack.client.unsigned_request().body(text.to_owned());
     let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, value));

@@ -116,7 +116,7 @@ async fn a_row_that_somebody_holds_is_seen_by_its_age() {
 }
 
 /// The rows of the outbox in each state, as the relay has counted them.
-async fn rows_by_state(stack: &Stack) -> [f64; 5] {
+async fn rows_by_state(stack: &Stack) -> [u64; 5] {
     let page = page_of(&stack.relays[0]).await;
     ["due", "published", "scheduled", "held", "ordered"].map(|state| {
         let series = format!("outhook_relay_rows{{state=\"{state}\"}} ");
@@ -146,7 +146,7 @@ async fn rows_are_counted_by_what_they_wait_for() {
         enqueue.execute(stack.pool()).await.expect("they are accepted");
     }
     stack.wake().await;
-    let (mut seen, expected) = ([0.0; 5], [1.0, 1.0, 2.0, 5.0, 3.0]);
+    let (mut seen, expected) = ([0; 5], [1, 1, 2, 5, 3]);
     wait_until("each to be counted once", PATIENCE, async || {
         seen = rows_by_state(&stack).await;
         seen == expected
@@ -154,7 +154,7 @@ async fn rows_are_counted_by_what_they_wait_for() {
     .await;
     held.rollback().await.expect("Postgres answers");
     stack.cancel_the_rest().await;
-    wait_until("none to be counted", PATIENCE, async || rows_by_state(&stack).await == [0.0; 5]).await;
+    wait_until("none to be counted", PATIENCE, async || rows_by_state(&stack).await == [0; 5]).await;
     stack.abandon().await;
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use harness::database::Database;
 use harness::management::Management;
 use harness::{PATIENCE, Servers, Stack, report, wait_until};
-use outbox::missing::{find_unclaimed, make_due};
+use outbox::due::missing::{find_unclaimed, make_due};
 use serde_json::{Value, json};
 use tokio_postgres::NoTls;
 

@@ -18,7 +18,7 @@ use std::sync::Mutex;
 
 use harness::report;
 use outbox::destination::breaker::Finding;
-use outbox::job::Verdict;
+use outbox::job::states::Verdict;
 use proptest::test_runner::{Config, RngSeed, TestError, TestRunner};
 use proptest_state_machine::{ReferenceStateMachine, StateMachineTest};
 use uuid::Uuid;

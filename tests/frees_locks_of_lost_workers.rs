@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use harness::attempts::attempts;
 use harness::{Mode, PATIENCE, Stack, TcpProxy, look_for, report, wait_until};
-use outbox::message::Message;
+use outbox::broker::task::Message;
 use tokio::time::{Instant, sleep};
 
 /// For what the lost worker held to be delivered: its lease of six seconds, a session's end, and a busy machine.

@@ -99,7 +99,7 @@ async fn a_limit_binds_what_was_claimed_before_it() {
     limit(&stack, Some(10)).await;
     sleep(STANDSTILL).await;
     // What it sent before there was a limit is not bound by it.
-    let since = outbox::clock::now();
+    let since = outbox::service::clock::now();
     worker.signal(Signal::CONT);
     stack.workers.push(worker);
     stack.wait_until_drained(PATIENCE).await;

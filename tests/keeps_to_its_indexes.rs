@@ -5,13 +5,14 @@ use std::time::Duration;
 use clap::Parser;
 use harness::Servers;
 use harness::database::Database;
-use outbox::claim::{Lease, check_again, claim, look_up, postpone, recover_claim};
-use outbox::database::{DatabaseConfig, JOIN_BY_HASH, Pool, on_connection};
-use outbox::destination::report::hold_published;
+use outbox::broker::task::Message;
+use outbox::destination::hold::hold_published;
 use outbox::due::{DueRow, Statements, claim_chosen, claim_due, make_due_again, mark_published, next_due, scan_due};
-use outbox::job::{Outcome, Status};
-use outbox::message::Message;
-use outbox::settle::{Settlement, settle_free};
+use outbox::job::claim::{Lease, claim, recover_claim};
+use outbox::job::settle::{Settlement, settle_free};
+use outbox::job::states::{Outcome, Status};
+use outbox::job::unclaimed::{check_again, look_up, postpone};
+use outbox::service::database::{DatabaseConfig, JOIN_BY_HASH, Pool, on_connection};
 use tokio_postgres::Client;
 use uuid::Uuid;
 
@@ -139,7 +140,7 @@ fn delivered(job_id: Uuid) -> Settlement {
         ordered: false,
         taken_over: false,
         worker: "worker".to_owned(),
-        started_at: outbox::clock::now(),
+        started_at: outbox::service::clock::now(),
         duration_ms: Some(1),
         status_code: Some(200),
         outcome: Outcome::Success,

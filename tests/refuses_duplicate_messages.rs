@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use harness::database::service_pool;
 use harness::{PATIENCE, Stack, wait_until};
-use outbox::claim;
-use outbox::message::Message;
+use outbox::broker::task::Message;
+use outbox::job::{claim, unclaimed};
 use uuid::Uuid;
 
 /// The message of a job's attempt, as the relay makes it.
@@ -102,7 +102,7 @@ async fn a_row_is_due_at_the_leases_end_although_its_publication_is_being_record
     let claimed = claim::claim(&pool, std::slice::from_ref(&message), "a worker that is lost", lease).await;
     assert_eq!(claimed.expect("a claim").len(), 1);
 
-    claim::check_again(&pool, [&message]).await.expect("it waits for nobody");
+    unclaimed::check_again(&pool, [&message]).await.expect("it waits for nobody");
     let busy: i32 = sqlx::query_scalar("SELECT busy FROM outhook.make_due_again(0, 10)")
         .fetch_one(stack.pool())
         .await

@@ -17,7 +17,7 @@ fn api(test: &'static str) -> StackBuilder {
 }
 
 fn seconds_from_now(seconds: i64) -> String {
-    (outbox::clock::now().unix_timestamp() + seconds).to_string()
+    (outbox::service::clock::now().unix_timestamp() + seconds).to_string()
 }
 
 /// Sends this body with these headers.

@@ -5,7 +5,7 @@ use harness::certificates::Authority;
 use harness::database::Database;
 use harness::processes::output;
 use harness::{Program, Servers};
-use outbox::database::SCHEMA_VERSION;
+use outbox::service::database::SCHEMA_VERSION;
 
 type Environment = Vec<(&'static str, &'static str)>;
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use harness::load::Burst;
 use harness::{PATIENCE, Program, Stack, report, wait_for, wait_until};
-use outbox::message::Message;
+use outbox::broker::task::Message;
 
 /// What a worker leases: its HTTP time-out of 2 s, which the tests set, and its margin of 5 s.
 const LEASE: Duration = Duration::from_secs(7);

@@ -39,7 +39,7 @@ fn set_clock_of_workers(stack: &mut Stack, skew: &str) {
 /// A worker whose clock is wrong dies in the middle of an attempt; one that is wrong the other way takes
 /// over: neither too early nor an hour late.
 async fn take_over(test: &'static str, first: &str, second: &str) -> (time::Duration, time::Duration) {
-    let started = outbox::clock::now();
+    let started = outbox::service::clock::now();
     let mut stack = Stack::builder(test).workers(0).env("HTTP_CLIENT_TIMEOUT_SEC", "2").start().await;
     set_clock_of_workers(&mut stack, first);
     stack.start_worker().await;

@@ -7,7 +7,7 @@ use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::request::Parts;
 use http_body_util::BodyExt;
-use outbox::telemetry::Raised;
+use outbox::service::telemetry::Raised;
 use tokio::time::timeout;
 
 use crate::config::ServerConfig;

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use clap::Parser;
-use outbox::database::DatabaseConfig;
-use outbox::secret::SecretsConfig;
-use outbox::shutdown::ShutdownConfig;
+use outbox::service::database::DatabaseConfig;
+use outbox::service::shutdown::ShutdownConfig;
+use outbox::service::telemetry::{LogConfig, MetricsConfig};
+use outbox::signing::sealed::SecretsConfig;
 use outbox::target::TargetPolicy;
-use outbox::telemetry::{LogConfig, MetricsConfig};
 use secrecy::SecretString;
 use traces::TracesConfig;
 

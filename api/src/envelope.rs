@@ -2,8 +2,8 @@
 
 use std::ops::RangeInclusive;
 
-use outbox::headers;
-use outbox::signing_key::SigningKey;
+use outbox::signing::key::SigningKey;
+use outbox::target::headers;
 use outbox::target::{TargetPolicy, destination};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;

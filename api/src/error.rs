@@ -4,7 +4,7 @@
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use outbox::destination_keys::MAX_KEYS;
+use outbox::signing::store::MAX_KEYS;
 
 use crate::connections::MadeWay;
 use crate::server::{MAX_HEAD_BYTES, MAX_HEADERS};

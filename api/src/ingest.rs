@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use outbox::batch::{BatchError, Batcher, Limits};
-use outbox::database::Failure;
-use outbox::database::Pool;
-use outbox::enqueue::{Accepted, NewJob, accept};
+use outbox::job::accept::{Accepted, NewJob, accept};
 use outbox::kill_point;
-use outbox::notify::Notifier;
+use outbox::service::batch::{BatchError, Batcher, Limits};
+use outbox::service::database::Failure;
+use outbox::service::database::Pool;
+use outbox::service::notify::Notifier;
 use tracing::{error, warn};
 
 use crate::config::AcceptConfig;

@@ -30,9 +30,9 @@ use anyhow::Context;
 use axum::routing::{delete, get, post, put};
 use axum::{Router, middleware};
 use metrics_exporter_prometheus::PrometheusHandle;
-use outbox::database::Pool;
-use outbox::notify::Notifier;
-use outbox::reload::{Hangups, Renewed};
+use outbox::service::database::Pool;
+use outbox::service::notify::Notifier;
+use outbox::service::reload::{Hangups, Renewed};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -66,7 +66,7 @@ const CHANGING_CONNECTIONS: u32 = 2;
 
 /// What the handlers share.
 pub(crate) struct App {
-    /// As it was read last: see [`outbox::reload`].
+    /// As it was read last: see [`outbox::service::reload`].
     config: Renewed<Config>,
     postgres: OnceLock<Postgres>,
     metrics: PrometheusHandle,

@@ -1,6 +1,6 @@
 //! `outhook-api`: accepts webhooks.
 
-use outbox::{env, reload, shutdown, telemetry};
+use outbox::service::{env, reload, shutdown, telemetry};
 use outhook_api::Config;
 
 #[tokio::main]

@@ -1,8 +1,8 @@
 //! What the api measures; docs/operating.md lists it.
 
-use outbox::notify;
+use outbox::service::notify;
+use outbox::service::telemetry::Metric;
 use outbox::target::TargetError;
-use outbox::telemetry::Metric;
 
 /// The api's metrics.
 pub const METRICS: &[Metric] = &[

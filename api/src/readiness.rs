@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use outbox::batch::{Batcher, Limits};
-use outbox::database::Pool;
-use outbox::enqueue::{Obstacle, find_obstacle};
+use outbox::job::accept::{Obstacle, find_obstacle};
+use outbox::service::batch::{Batcher, Limits};
+use outbox::service::database::Pool;
 
 /// Between two questions to Postgres; who asks meanwhile shares the next one's answer.
 const SPACING: Duration = Duration::from_millis(100);

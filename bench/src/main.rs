@@ -55,7 +55,7 @@ async fn main() -> ExitCode {
             ExitCode::FAILURE
         }
         Err(error) => {
-            eprintln!("outhook-bench: {}", outbox::env::with_causes(&*error));
+            eprintln!("outhook-bench: {}", outbox::service::env::with_causes(&*error));
             ExitCode::FAILURE
         }
     }

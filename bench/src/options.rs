@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
-use outbox::database::DatabaseConfig;
+use outbox::service::database::DatabaseConfig;
 
 /// Measures Outhook's release binaries, beside the limits of the machine that they run on.
 ///

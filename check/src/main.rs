@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use clap::Parser;
-use outbox::database::DatabaseConfig;
-use outbox::env;
-use outbox::telemetry::say;
+use outbox::service::database::DatabaseConfig;
+use outbox::service::env;
+use outbox::service::telemetry::say;
 use outhook_check::{ALWAYS, AT_REST, Bounds, begin_snapshot, check, invariants, sees_all_sessions};
 
 /// Status when an invariant does not hold, and when that could not be found out.

@@ -1,7 +1,7 @@
 //! The database schema: the SQL files of `sql/`, run in order and recorded by refinery.
 //!
 //! The only crate that knows refinery. The services know just the version they need
-//! ([`outbox::database::SCHEMA_VERSION`]) and refuse to start on another.
+//! ([`outbox::service::database::SCHEMA_VERSION`]) and refuse to start on another.
 
 use std::time::Duration;
 
@@ -113,7 +113,7 @@ async fn unlock(client: &Client) {
 async fn run(client: &mut Client, runner: &Runner) -> anyhow::Result<()> {
     require_utf8(client).await?;
     let known = newest_of(runner);
-    let found = outbox::database::schema_version(client).await?.unwrap_or(0);
+    let found = outbox::service::database::schema_version(client).await?.unwrap_or(0);
     ensure!(
         found <= known,
         "the database has schema version {found}, this outhook-migrate knows versions up to {known}: run a newer one"
@@ -165,6 +165,6 @@ fn is_locked(error: &refinery::Error) -> bool {
 mod tests {
     #[test]
     fn the_services_need_the_newest_schema() {
-        assert_eq!(super::newest(), outbox::database::SCHEMA_VERSION);
+        assert_eq!(super::newest(), outbox::service::database::SCHEMA_VERSION);
     }
 }

@@ -1,9 +1,9 @@
 //! `outhook-migrate`: brings the database schema to the version of this build, then exits.
 
 use clap::Parser;
-use outbox::database::DatabaseConfig;
-use outbox::env;
-use outbox::telemetry::{self, LogConfig};
+use outbox::service::database::DatabaseConfig;
+use outbox::service::env;
+use outbox::service::telemetry::{self, LogConfig};
 
 /// Brings the Outhook schema in Postgres to the version of this build, then exits.
 ///

@@ -1,15 +1,19 @@
 //! Destinations that are sick or limited: a circuit breaker in Postgres, which all relays and workers share.
 //!
-//! [`breaker`] decides, and is pure. [`report`] stores what a worker has found out; [`tend`] is the relay's side, which
-//! holds what becomes due for a sick destination, costing one update a row, and sets it free again as the breaker says.
-//! A destination that is well has no row in `destinations`.
+//! [`breaker`] decides, and is pure. [`store`] keeps what workers find out; the relay holds what becomes due for a sick
+//! destination ([`hold`]), costing one update a row, and sets it free again as the breaker says ([`release`]). Requests to a
+//! destination with a [`limit`] have slots; a [`pause`] is one URL's. A destination that is well has no row in `destinations`.
 //!
 //! All of this is advice, which decides when a job is attempted, never whether. A hold never outlasts its reason: what is
-//! held for a destination that is well is found and set free, whoever was killed ([`tend::free_strays`]).
+//! held for a destination that is well is found and set free, whoever was killed ([`hold::free_strays`]).
 
 pub mod breaker;
-pub mod report;
-pub mod tend;
+pub mod hold;
+pub mod limit;
+pub mod pause;
+pub mod release;
+pub mod store;
+pub mod upkeep;
 
 use std::time::Duration;
 

@@ -4,6 +4,7 @@
 //! Callers choose the URLs, so the private network behind the workers must be out of their reach. Judged
 //! when a job is accepted and again before every attempt.
 
+pub mod headers;
 mod networks;
 mod public;
 #[cfg(test)]

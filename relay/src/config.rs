@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use clap::Parser;
-use outbox::database::DatabaseConfig;
-use outbox::shutdown::ShutdownConfig;
-use outbox::telemetry::{LogConfig, MetricsConfig};
-use outbox::topology::{BrokerConfig, BrokerConfigError};
+use outbox::broker::topology::{BrokerConfig, BrokerConfigError};
+use outbox::service::database::DatabaseConfig;
+use outbox::service::shutdown::ShutdownConfig;
+use outbox::service::telemetry::{LogConfig, MetricsConfig};
 use traces::TracesConfig;
 
 use crate::members::MembersConfig;

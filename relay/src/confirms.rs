@@ -58,7 +58,7 @@ pub(crate) fn judge(rows: &[DueRow], confirmations: Vec<Option<Confirmation>>) -
 mod tests {
     use std::time::SystemTime;
 
-    use outbox::message::Message;
+    use outbox::broker::task::Message;
     use uuid::Uuid;
 
     use super::*;

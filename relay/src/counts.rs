@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use outbox::database::is_of_one_row;
-use outbox::destination::tend::{self as destinations, Work};
+use outbox::destination::upkeep::{Work, count_sick};
 use outbox::due::{self, Counted};
+use outbox::service::database::is_of_one_row;
 use tokio::time::Instant;
 use tokio_postgres::{Client, Error};
 use tracing::warn;
@@ -36,7 +36,7 @@ impl Counts {
         if self.sick_counted <= Instant::now() && (work.sick || self.sick_were_counted) {
             self.sick_counted = Instant::now() + COUNT_SPACING;
             self.sick_were_counted = work.sick;
-            let counted = destinations::count_sick(client, MOST_COUNTED).await?;
+            let counted = count_sick(client, MOST_COUNTED).await?;
             for state in SICK {
                 let count = counted.get(state).copied().unwrap_or_default();
                 metrics::gauge!("outhook_relay_sick_destinations", "state" => state).set(count);

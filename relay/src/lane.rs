@@ -4,13 +4,13 @@
 use std::time::Duration;
 
 use lapin::Connection;
-use outbox::backoff::Backoff;
-use outbox::batch::Pace;
-use outbox::database::DatabaseError;
+use outbox::broker::topology::{BrokerConfig, BrokerError, within};
 use outbox::due::{self, Statements};
 use outbox::kill_point;
-use outbox::telemetry::{Readiness, Server};
-use outbox::topology::{BrokerConfig, BrokerError, within};
+use outbox::service::backoff::Backoff;
+use outbox::service::batch::Pace;
+use outbox::service::database::DatabaseError;
+use outbox::service::telemetry::{Readiness, Server};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
@@ -22,8 +22,8 @@ use crate::next::Next;
 use crate::publish_due::{Database, Search, publish_due};
 use crate::publisher::Publisher;
 use crate::queue_length::QueueLength;
-use crate::upkeep::Latecomers;
 use crate::turns::Turns;
+use crate::upkeep::Latecomers;
 use crate::wake::{Notified, Wake};
 
 /// A batch that takes longer hangs on a server that does not answer: its connections are dropped.

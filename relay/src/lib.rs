@@ -28,7 +28,7 @@ pub use measures::METRICS;
 
 use std::time::Duration;
 
-use outbox::telemetry::Readiness;
+use outbox::service::telemetry::Readiness;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;

@@ -1,8 +1,8 @@
 //! Why a turn failed, and which of the servers failed it.
 
-use outbox::database::DatabaseError;
-use outbox::telemetry::{Readiness, Server};
-use outbox::topology::BrokerError;
+use outbox::broker::topology::BrokerError;
+use outbox::service::database::DatabaseError;
+use outbox::service::telemetry::{Readiness, Server};
 
 /// What was lost.
 #[derive(Debug, thiserror::Error)]

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use outbox::telemetry::Readiness;
-use outbox::{env, reload, shutdown, telemetry};
+use outbox::service::telemetry::Readiness;
+use outbox::service::{env, reload, shutdown, telemetry};
 use outhook_relay::Config;
 
 /// A relay that has not looked at the outbox for longer is not ready. Some three of the longest turns on servers that

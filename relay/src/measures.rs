@@ -1,6 +1,6 @@
 //! What the relay measures; docs/operating.md lists it.
 
-use outbox::telemetry::Metric;
+use outbox::service::telemetry::Metric;
 
 /// The relay's metrics.
 pub const METRICS: &[Metric] = &[

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use outbox::topology::BrokerConfig;
+use outbox::broker::topology::BrokerConfig;
 use reqwest::{Client, StatusCode};
 use rustls::{ClientConfig, RootCertStore};
 use secrecy::{ExposeSecret, SecretString};
@@ -76,7 +76,7 @@ enum Found {
 /// Why the API cannot be asked.
 #[derive(Debug, thiserror::Error)]
 enum AskError {
-    #[error("{}", outbox::env::with_causes(.0))]
+    #[error("{}", outbox::service::env::with_causes(.0))]
     Request(reqwest::Error),
     #[error("it refuses its user: see name and password, and that it has the tag monitoring and the virtual host")]
     Refused,

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use outbox::database::STATEMENT_TIMEOUT;
 use outbox::due::Position;
-use outbox::missing::{LOST_AFTER, find_unclaimed, make_due};
+use outbox::due::missing::{LOST_AFTER, find_unclaimed, make_due};
+use outbox::service::database::STATEMENT_TIMEOUT;
 use tokio::time::Instant;
 use tokio_postgres::{Client, Error};
 use tracing::warn;

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, SystemTime};
 
-use outbox::database::DatabaseError;
+use outbox::due::ordering;
 use outbox::due::{self, DueRow, Statements};
-use outbox::ordering;
+use outbox::service::database::DatabaseError;
 use outbox::{kill_point, kill_point_in};
 use tokio::time::Instant;
 use tokio_postgres::{Client, GenericClient};

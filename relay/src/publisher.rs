@@ -10,9 +10,9 @@ use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{BasicProperties, Channel, Connection, Event, PublisherConfirm};
+use outbox::broker::topology::{BROKER_TIMEOUT, BrokerConfig, BrokerError, within};
 use outbox::due::DueRow;
 use outbox::kill_point;
-use outbox::topology::{BROKER_TIMEOUT, BrokerConfig, BrokerError, within};
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::warn;
 

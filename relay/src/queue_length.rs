@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use outbox::missing::LOST_AFTER;
+use outbox::due::missing::LOST_AFTER;
 use tokio::time::Instant;
 
 /// Lanes ask at least this often. After a longer time it is not known what happened meanwhile.

@@ -1,7 +1,7 @@
 //! The spans of what is published.
 
+use outbox::broker::topology::BrokerConfig;
 use outbox::due::DueRow;
-use outbox::topology::BrokerConfig;
 use traces::{Attempt, Span};
 
 use crate::confirms::Confirm;

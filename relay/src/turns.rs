@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use outbox::{due, kill_point, ordering};
+use outbox::due::{self, ordering};
+use outbox::kill_point;
 use tokio::time::Instant;
 use tokio_postgres::Error;
 

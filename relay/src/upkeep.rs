@@ -6,10 +6,12 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use outbox::backoff::Backoff;
-use outbox::database::DatabaseError;
-use outbox::destination::tend::{self as destinations, Work};
+use outbox::destination::hold::{free_strays, hold_due};
+use outbox::destination::release::release;
+use outbox::destination::upkeep::{Work, forget, work};
 use outbox::due::{self, Position, Statements};
+use outbox::service::backoff::Backoff;
+use outbox::service::database::DatabaseError;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::{Client, Error};
 use tokio_util::sync::CancellationToken;
@@ -136,7 +138,7 @@ impl Upkeep {
         };
         self.call(&client).await?;
         let began = Instant::now();
-        let work = destinations::work(&client, &statements, self.checks.last().unwrap_or(0)).await?;
+        let work = work(&client, &statements, self.checks.last().unwrap_or(0)).await?;
         let cost = (began.elapsed() * COST).min(LONGEST_PAUSE);
         let mut moved = 0;
         if (work.checks || self.checks.is_due(began)) && self.checked <= began {
@@ -147,7 +149,7 @@ impl Upkeep {
         self.find_latecomers(&client, &statements).await?;
         if work.leftovers && self.forgotten <= began {
             self.forgotten = began + FORGET_SPACING;
-            destinations::forget(&client).await?;
+            forget(&client).await?;
         }
         // Last: what it looks through may be much.
         moved += self.missing.look(&client, self.config.publish.republish_interval()).await?;
@@ -202,13 +204,13 @@ impl Upkeep {
         }
         if work.sick {
             let now = Instant::now();
-            let (held, last) = destinations::hold_due(client, HOLD, self.hold.since_late(now)).await?;
+            let (held, last) = hold_due(client, HOLD, self.hold.since_late(now)).await?;
             self.hold.saw(last, now.elapsed());
             metrics::counter!("outhook_relay_held_total").increment(held);
         }
         self.counts.sick(client, work).await?;
         if work.held {
-            let (next, strays) = destinations::free_strays(client, &self.stray).await?;
+            let (next, strays) = free_strays(client, &self.stray).await?;
             self.stray = next;
             freed += strays;
         }
@@ -219,7 +221,7 @@ impl Upkeep {
     async fn release(&self, client: &mut Client) -> Result<u64, Error> {
         let (began, mut freed) = (Instant::now(), 0);
         loop {
-            let tended = destinations::release(client, self.config.publish.destination_drain_limit).await?;
+            let tended = release(client, self.config.publish.destination_drain_limit).await?;
             freed += tended.freed;
             if tended.freed > 0 {
                 self.waker.wake();

@@ -6,8 +6,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use outbox::backoff::Backoff;
-use outbox::database::{DatabaseConfig, DatabaseError};
+use outbox::service::backoff::Backoff;
+use outbox::service::database::{DatabaseConfig, DatabaseError};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;

@@ -8,7 +8,7 @@ use harness::broker::Wire;
 use harness::invariants::Evidence;
 use harness::load::Flow;
 use harness::{Mode, PATIENCE, Process, Program, Servers, Stack, TcpProxy, invariants, look_for, wait_until};
-use outbox::clock;
+use outbox::service::clock;
 use outhook_check::Violation;
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;

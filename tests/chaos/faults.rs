@@ -5,7 +5,7 @@ use std::time::Duration;
 use harness::servers::Server as Service;
 use harness::tcp_proxy::Direction;
 use harness::{Mode, PATIENCE, Program, wait_until};
-use outbox::message::Message;
+use outbox::broker::task::Message;
 use rustix::process::Signal;
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;

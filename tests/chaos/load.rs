@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use harness::Client;
 use harness::client::{body, send};
-use outbox::clock;
+use outbox::service::clock;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};

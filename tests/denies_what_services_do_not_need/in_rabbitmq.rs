@@ -11,7 +11,7 @@ use lapin::options::{
 use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, ErrorKind, ExchangeKind};
-use outbox::topology::BrokerConfig;
+use outbox::broker::topology::BrokerConfig;
 use uuid::Uuid;
 
 #[derive(Parser)]
@@ -202,7 +202,7 @@ async fn worker(broker: &BrokerConfig) -> anyhow::Result<()> {
 fn was_refused(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause.downcast_ref::<lapin::Error>().is_some_and(is_refusal)
-            || matches!(cause.downcast_ref(), Some(outbox::topology::BrokerError::Client(_, error)) if is_refusal(error))
+            || matches!(cause.downcast_ref(), Some(outbox::broker::topology::BrokerError::Client(_, error)) if is_refusal(error))
     })
 }
 

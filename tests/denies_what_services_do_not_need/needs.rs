@@ -7,25 +7,30 @@ use anyhow::Context;
 use harness::Servers;
 use harness::database::{Database, service_pool};
 use harness::report;
-use outbox::cancel::cancel;
-use outbox::claim::{Lease, check_again, claim, look_up, postpone, recover_claim};
-use outbox::database::{DatabaseError, Pool, schema_version};
+use outbox::broker::task::Message;
 use outbox::destination::breaker::{CoolDown, Finding};
-use outbox::destination::report::{hold_published, pause_url, report as report_finding, reserve_slots};
-use outbox::destination::tend;
-use outbox::destination_keys::{self, NewKey};
+use outbox::destination::hold::{free_strays, hold_due, hold_published};
+use outbox::destination::limit::reserve_slots;
+use outbox::destination::pause::pause_url;
+use outbox::destination::release::release;
+use outbox::destination::store::report as report_finding;
+use outbox::destination::upkeep::{forget, work};
+use outbox::due::missing::{find_unclaimed, make_due, still_held};
+use outbox::due::ordering::{give_turns, line_up};
 use outbox::due::{
     DueRow, Statements, claim_chosen, claim_due, make_due_again, mark_published, next_due, push_back, put_right,
     rewind, scan_due,
 };
-use outbox::enqueue::{Idempotency, NewJob, accept};
-use outbox::installation::installation;
-use outbox::job::{Outcome, Status};
-use outbox::message::Message;
-use outbox::missing::{find_unclaimed, make_due, still_held};
-use outbox::ordering::{give_turns, line_up};
-use outbox::settle::{Settlement, settle};
-use outbox::signing_key::Scheme;
+use outbox::job::accept::{Idempotency, NewJob, accept};
+use outbox::job::cancel::cancel;
+use outbox::job::claim::{Lease, claim, recover_claim};
+use outbox::job::settle::{Settlement, settle};
+use outbox::job::states::{Outcome, Status};
+use outbox::job::unclaimed::{check_again, look_up, postpone};
+use outbox::service::database::{DatabaseError, Pool, schema_version};
+use outbox::service::installation::installation;
+use outbox::signing::key::Scheme;
+use outbox::signing::store::{self, NewKey};
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, PgPool};
 use time::OffsetDateTime;
@@ -84,9 +89,9 @@ impl Service {
             sealed: vec![0; 64],
             overlap: Duration::from_secs(1),
         };
-        destination_keys::set(&self.own, &key).await?;
-        destination_keys::list(&self.own, DESTINATION).await?;
-        destination_keys::remove(&self.own, id).await?;
+        store::set(&self.own, &key).await?;
+        store::list(&self.own, DESTINATION).await?;
+        store::remove(&self.own, id).await?;
         Ok(())
     }
 
@@ -102,20 +107,20 @@ impl Service {
         assert!(waiting > 0, "no row waits for its turn");
         scan_due(&transaction, &statements, 10, None).await?;
         claim_chosen(&transaction, &statements, &ids).await?;
-        tend::hold_due(&transaction, 10, None).await?;
-        tend::free_strays(&transaction, "").await?;
-        tend::forget(&transaction).await?;
+        hold_due(&transaction, 10, None).await?;
+        free_strays(&transaction, "").await?;
+        forget(&transaction).await?;
         mark_published(&transaction, &statements, &ids, Duration::from_secs(1)).await?;
         push_back(&transaction, &ids, Duration::from_secs(1)).await?;
         next_due(&transaction, &statements, 0).await?;
         rewind(&transaction, 10, Duration::from_secs(1), None).await?;
         give_turns(&transaction, &statements, 0, 10).await?;
         make_due_again(&transaction, 0, 10).await?;
-        tend::work(&transaction, &statements, 0).await?;
+        work(&transaction, &statements, 0).await?;
         transaction.rollback().await?;
         find_unclaimed(&self.client, 10, Duration::from_secs(1), None).await?;
         make_due(&self.client, &ids).await?;
-        tend::release(&mut self.client, 10).await?;
+        release(&mut self.client, 10).await?;
         // For the next time.
         let again = "UPDATE destinations SET state = 'metered', hold_until = now()";
         sqlx::query(again).execute(&self.owner).await?;

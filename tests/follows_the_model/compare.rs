@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use harness::invariants::{Evidence, check};
 use outbox::destination::breaker::{Finding, State};
-use outbox::job::{Status, Verdict};
+use outbox::job::states::{Status, Verdict};
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
@@ -78,7 +78,7 @@ impl Replay {
         assert!(violations.is_empty(), "{}", violations.join("\n"));
     }
 
-    fn in_model(&self, message: &outbox::message::Message) -> Message {
+    fn in_model(&self, message: &outbox::broker::task::Message) -> Message {
         Message { job: self.place(message.job_id), attempt: message.attempt }
     }
 

@@ -4,8 +4,8 @@ use std::sync::OnceLock;
 
 use harness::Servers;
 use harness::database::{Database, service_pool};
-use outbox::database::Pool;
 use outbox::due::Statements;
+use outbox::service::database::Pool;
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 use tokio::runtime::{Builder, Runtime};

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use outbox::destination::breaker::{Finding, State};
-use outbox::job::{Status, Verdict};
+use outbox::job::states::{Status, Verdict};
 
 use super::waiting::{Sickness, Waits};
 

@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
-use outbox::cancel::{Cancellation, cancel};
-use outbox::claim::{Claimed, Lease, Standing, check_again, claim, look_up, recover_claim};
+use outbox::broker::task::Message;
 use outbox::due;
-use outbox::enqueue::{Accepted, NewJob, accept};
-use outbox::job::{Status, Verdict};
-use outbox::message::Message;
-use outbox::ordering::line_up;
-use outbox::settle::settle;
+use outbox::due::ordering::line_up;
+use outbox::job::accept::{Accepted, NewJob, accept};
+use outbox::job::cancel::{Cancellation, cancel};
+use outbox::job::claim::{Claimed, Lease, claim, recover_claim};
+use outbox::job::settle::settle;
+use outbox::job::states::{Status, Verdict};
+use outbox::job::unclaimed::{Standing, check_again, look_up};
 use proptest_state_machine::{ReferenceStateMachine, StateMachineTest};
 use uuid::Uuid;
 
@@ -119,7 +120,7 @@ impl Replay {
             destination: DESTINATION.to_owned(),
             payload: "{}".to_owned(),
             headers: serde_json::Map::new(),
-            deliver_at: scheduled.then(|| outbox::clock::now() + LONG),
+            deliver_at: scheduled.then(|| outbox::service::clock::now() + LONG),
             max_attempts: Some(max_attempts),
             timeout_ms: None,
             ordering_key: key.map(|key| key.to_string()),

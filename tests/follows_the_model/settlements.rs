@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use outbox::claim::{Claimed, Standing};
-use outbox::job::{Outcome, Status, Verdict};
-use outbox::settle::Settlement;
+use outbox::job::claim::Claimed;
+use outbox::job::settle::Settlement;
+use outbox::job::states::{Outcome, Status, Verdict};
+use outbox::job::unclaimed::Standing;
 
 use super::replay::LONG;
 

@@ -1,7 +1,7 @@
 //! Which steps a world can take: what is generated, and what remains possible when a failure is shrunk.
 
 use outbox::destination::breaker::Finding;
-use outbox::job::{Status, Verdict};
+use outbox::job::states::{Status, Verdict};
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 use proptest::strategy::Union;

@@ -1,7 +1,7 @@
 //! How often a run met what it is there for: one that never did shows nothing.
 
 use outbox::destination::breaker::State;
-use outbox::job::Status;
+use outbox::job::states::Status;
 
 use super::model::{Step, TurnEnd, World};
 use super::waiting::Waits;

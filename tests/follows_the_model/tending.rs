@@ -1,8 +1,8 @@
 //! What a relay and a worker do for what waits, as it is replayed.
 
 use outbox::destination::breaker::{CoolDown, Finding};
-use outbox::destination::{report, tend};
-use outbox::ordering;
+use outbox::destination::{hold, release, store};
+use outbox::due::ordering;
 
 use super::replay::{LONG, Replay};
 
@@ -19,23 +19,23 @@ impl Replay {
     }
 
     pub async fn hold(&self) {
-        tend::hold_due(&self.ground.other_relay, MANY.into(), None).await.expect("rows are held");
+        hold::hold_due(&self.ground.other_relay, MANY.into(), None).await.expect("rows are held");
     }
 
     /// A look when its time has come, and what asked to slow down is long ago.
     pub async fn look(&self) {
         let time = "UPDATE destinations SET hold_until = now() - interval '1 second', slowed_at = slowed_at - interval '1 hour'";
         sqlx::query(time).execute(&self.ground.pool).await.expect("it is written");
-        tend::release(&mut *self.ground.third_relay.lock().await, MANY).await.expect("destinations are looked at");
+        release::release(&mut *self.ground.third_relay.lock().await, MANY).await.expect("destinations are looked at");
     }
 
     pub async fn free_strays(&self) {
-        tend::free_strays(&self.ground.other_relay, "").await.expect("strays are set free");
+        hold::free_strays(&self.ground.other_relay, "").await.expect("strays are set free");
     }
 
     pub async fn report(&self, finding: Finding) {
         let cool_down = CoolDown { base: LONG, max: LONG };
-        report::report(&self.ground.services, DESTINATION, finding, "", cool_down).await.expect("it is stored");
+        store::report(&self.ground.services, DESTINATION, finding, "", cool_down).await.expect("it is stored");
     }
 
     pub async fn close_by_hand(&self) {
@@ -45,7 +45,7 @@ impl Replay {
 
     pub async fn give_back(&mut self, place: usize) {
         let message = self.broker.remove(place);
-        let held = report::hold_published(&self.ground.services, std::slice::from_ref(&message)).await;
+        let held = hold::hold_published(&self.ground.services, std::slice::from_ref(&message)).await;
         if held.expect("it is answered").is_empty() {
             self.refuse(&[message]).await;
         }

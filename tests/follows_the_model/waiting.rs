@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use outbox::destination::breaker::{Finding, State};
-use outbox::job::{Status, Verdict};
+use outbox::job::states::{Status, Verdict};
 
 use super::model::{Alarm, Job, World};
 

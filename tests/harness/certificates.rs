@@ -183,7 +183,7 @@ fn new_key() -> KeyPair {
 }
 
 fn now() -> OffsetDateTime {
-    outbox::clock::now()
+    outbox::service::clock::now()
 }
 
 fn certificate(pem: &str) -> CertificateDer<'static> {

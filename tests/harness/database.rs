@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use clap::Parser;
-use outbox::database::{DatabaseConfig, Pool};
+use outbox::service::database::{DatabaseConfig, Pool};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection, Decode, PgConnection, PgPool, Postgres, Type};
 

@@ -11,9 +11,9 @@ use opentelemetry_proto::transform::trace::tonic::group_spans_by_resource_and_sc
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{Span, SpanData, SpanProcessor};
-use outbox::backoff::Backoff;
-use outbox::reload::Renewed;
-use outbox::telemetry::Metric;
+use outbox::service::backoff::Backoff;
+use outbox::service::reload::Renewed;
+use outbox::service::telemetry::Metric;
 use prost::Message;
 use prost::bytes::Bytes;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};

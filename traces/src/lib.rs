@@ -13,8 +13,8 @@ use std::time::{Duration, SystemTime};
 
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider, SpanLimits};
-use outbox::clock;
-use outbox::reload::Renewed;
+use outbox::service::clock;
+use outbox::service::reload::Renewed;
 use reqwest::header::HeaderMap;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
@@ -38,7 +38,7 @@ static TRACES: OnceLock<Traces> = OnceLock::new();
 struct Traces {
     tracer: SdkTracer,
     queue: mpsc::Sender<Queued>,
-    /// As they were read last: see [`outbox::reload`].
+    /// As they were read last: see [`outbox::service::reload`].
     headers: Arc<Renewed<HeaderMap>>,
 }
 

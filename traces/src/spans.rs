@@ -9,9 +9,9 @@ use opentelemetry::trace::{
     Tracer,
 };
 use opentelemetry::{Context, KeyValue};
-use outbox::clock;
-use outbox::topology::BrokerConfig;
-use outbox::trace::TraceParent;
+use outbox::broker::topology::BrokerConfig;
+use outbox::service::clock;
+use outbox::trace_context::TraceParent;
 use uuid::Uuid;
 
 use crate::TRACES;

@@ -4,9 +4,9 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use outbox::claim::{self, Claimed};
-use outbox::database::is_of_one_row;
-use outbox::message::Message;
+use outbox::broker::task::Message;
+use outbox::job::claim::{self, Claimed};
+use outbox::service::database::is_of_one_row;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};

@@ -4,15 +4,15 @@ use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 use clap::{ArgAction, Parser};
-use outbox::claim::Lease;
-use outbox::database::DatabaseConfig;
+use outbox::broker::topology::BrokerConfig;
 use outbox::destination::breaker::CoolDown;
+use outbox::job::claim::Lease;
 use outbox::retry::RetryPolicy;
-use outbox::secret::SecretsConfig;
-use outbox::shutdown::ShutdownConfig;
+use outbox::service::database::DatabaseConfig;
+use outbox::service::shutdown::ShutdownConfig;
+use outbox::service::telemetry::{LogConfig, MetricsConfig};
+use outbox::signing::sealed::SecretsConfig;
 use outbox::target::TargetPolicy;
-use outbox::telemetry::{LogConfig, MetricsConfig};
-use outbox::topology::BrokerConfig;
 use traces::TracesConfig;
 
 use crate::egress::EgressConfig;

@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lapin::message::Delivery;
-use outbox::backoff::Backoff;
-use outbox::batch::Pace;
-use outbox::destination::report::reserve_slots;
+use outbox::broker::task::Message;
+use outbox::destination::limit::reserve_slots;
+use outbox::due::missing::still_held;
 use outbox::kill_point;
-use outbox::message::Message;
-use outbox::missing::still_held;
-use outbox::telemetry::Server;
+use outbox::service::backoff::Backoff;
+use outbox::service::batch::Pace;
+use outbox::service::telemetry::Server;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -40,7 +40,7 @@ const CLAIM_SPACING: Duration = Duration::from_millis(5);
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 const LOOK_SPACING: Duration = Duration::from_millis(2);
 
-/// What has waited here for so long is said to be here, and how often: well within [`outbox::missing::LOST_AFTER`].
+/// What has waited here for so long is said to be here, and how often: well within [`outbox::due::missing::LOST_AFTER`].
 const WORD_AFTER: Duration = Duration::from_secs(1);
 const WORD_SPACING: Duration = Duration::from_secs(2);
 

@@ -3,14 +3,16 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use outbox::claim::{Claimed, check_again, recover_claim};
-use outbox::clock;
-use outbox::destination::report::{Slots, pause_url, reserve_slots};
-use outbox::job::Status;
+use outbox::broker::task::Message;
+use outbox::destination::limit::{Slots, reserve_slots};
+use outbox::destination::pause::pause_url;
+use outbox::job::claim::{Claimed, recover_claim};
+use outbox::job::settle::Settlement;
+use outbox::job::states::Status;
+use outbox::job::unclaimed::check_again;
 use outbox::kill_point;
-use outbox::message::Message;
-use outbox::settle::Settlement;
-use outbox::telemetry::Raised;
+use outbox::service::clock;
+use outbox::service::telemetry::Raised;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
 

@@ -2,7 +2,7 @@
 //!
 //! Variables like `HTTP_PROXY` are no part of this: they are ignored.
 
-use outbox::pem::{self, ClientCertificate, ClientKey, Identity, Roots};
+use outbox::service::pem::{self, ClientCertificate, ClientKey, Identity, Roots};
 use reqwest::{ClientBuilder, Proxy};
 use rustls::ClientConfig;
 use secrecy::{ExposeSecret, SecretString};

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use outbox::claim::{self, Standing};
-use outbox::destination::report::hold_published;
-use outbox::job::Status;
+use outbox::broker::task::Message;
+use outbox::destination::hold::hold_published;
+use outbox::job::states::Status;
+use outbox::job::unclaimed::{self, Standing};
 use outbox::kill_point;
-use outbox::message::Message;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -88,7 +88,7 @@ type Done = Result<(), Vec<Received>>;
 /// Puts messages off whose jobs Postgres cannot read.
 async fn put_off_unread(worker: &Worker, received: Vec<Received>, stop: &CancellationToken) -> Done {
     let messages: Vec<Message> = received.iter().map(|it| it.message.clone()).collect();
-    let postponed = patiently(stop, || claim::postpone_unread(&worker.pool, &messages, UNREADABLE_WAIT)).await;
+    let postponed = patiently(stop, || unclaimed::postpone_unread(&worker.pool, &messages, UNREADABLE_WAIT)).await;
     if postponed.is_none() {
         return Err(received);
     }
@@ -110,7 +110,7 @@ async fn put_off(worker: &Arc<Worker>, received: Vec<Received>, wait: Duration, 
     metrics::counter!("outhook_worker_put_off_total").increment(received.len() as u64);
     let waits = received.iter().map(|it| (&it.message, wait.mul_f64(rand::random_range(1.0..2.0))));
     let waits: Vec<(&Message, Duration)> = waits.collect();
-    let Some(rows) = patiently(stop, || claim::postpone(&worker.pool, &waits)).await else {
+    let Some(rows) = patiently(stop, || unclaimed::postpone(&worker.pool, &waits)).await else {
         drop(waits);
         return Err(received);
     };
@@ -162,7 +162,7 @@ fn care_for(message: &Message, standing: Option<&Standing>) -> Care {
 async fn look_after(worker: &Arc<Worker>, received: Vec<Received>, stop: &CancellationToken) -> Done {
     metrics::counter!("outhook_worker_refused_total").increment(received.len() as u64);
     let job_ids: Vec<Uuid> = received.iter().map(|it| it.message.job_id).collect();
-    let Some(standings) = patiently(stop, || claim::look_up(&worker.pool, &job_ids)).await else {
+    let Some(standings) = patiently(stop, || unclaimed::look_up(&worker.pool, &job_ids)).await else {
         return Err(received);
     };
     let standings: HashMap<Uuid, Standing> = standings.into_iter().map(|it| (it.job_id, it)).collect();
@@ -181,7 +181,7 @@ async fn look_after(worker: &Arc<Worker>, received: Vec<Received>, stop: &Cancel
     let to_check: Vec<&Message> = received.iter().filter(|it| is_to_check(it)).map(|it| &it.message).collect();
     if !to_check.is_empty() {
         kill_point!("worker.before_check_again");
-        if patiently(stop, || claim::check_again(&worker.pool, to_check.iter().copied())).await.is_none() {
+        if patiently(stop, || unclaimed::check_again(&worker.pool, to_check.iter().copied())).await.is_none() {
             drop((paused, to_check));
             return Err(received);
         }
@@ -202,7 +202,7 @@ async fn postpone_all(
         return Some(HashSet::new());
     }
     metrics::counter!("outhook_worker_paused_total").increment(paused.len() as u64);
-    let rows = patiently(stop, || claim::postpone(&worker.pool, paused)).await?;
+    let rows = patiently(stop, || unclaimed::postpone(&worker.pool, paused)).await?;
     Some(rows.into_iter().collect())
 }
 
@@ -235,7 +235,7 @@ async fn take_over_lost(
 
 #[cfg(test)]
 mod tests {
-    use outbox::clock;
+    use outbox::service::clock;
 
     use super::*;
 

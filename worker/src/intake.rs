@@ -14,7 +14,7 @@ mod strangers;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use outbox::message::Message;
+use outbox::broker::task::Message;
 use tokio::time::Instant;
 
 use self::lane::Lane;

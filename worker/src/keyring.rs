@@ -2,9 +2,9 @@
 
 use std::borrow::Cow;
 
-use outbox::claim::Claimed;
-use outbox::secret::{OpenError, Owner, SecretsConfig};
-use outbox::signing_key::SigningKey;
+use outbox::job::claim::Claimed;
+use outbox::signing::key::SigningKey;
+use outbox::signing::sealed::{OpenError, Owner, SecretsConfig};
 use outbox::target::destination;
 use tracing::warn;
 use url::Url;
@@ -69,8 +69,8 @@ fn distinct(keys: Vec<SigningKey>) -> Vec<SigningKey> {
 
 #[cfg(test)]
 mod tests {
-    use outbox::clock;
-    use outbox::secret::SecretsKey;
+    use outbox::service::clock;
+    use outbox::signing::sealed::SecretsKey;
     use secrecy::SecretString;
     use uuid::Uuid;
 

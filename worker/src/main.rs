@@ -1,7 +1,7 @@
 //! `outhook-worker`: delivers webhooks.
 
-use outbox::telemetry::Readiness;
-use outbox::{env, reload, shutdown, telemetry};
+use outbox::service::telemetry::Readiness;
+use outbox::service::{env, reload, shutdown, telemetry};
 use outhook_worker::Config;
 
 #[tokio::main]

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use outbox::backoff::Backoff;
-use outbox::database::is_of_one_row;
+use outbox::service::backoff::Backoff;
+use outbox::service::database::is_of_one_row;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;

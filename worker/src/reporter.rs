@@ -1,8 +1,8 @@
 //! Tells Postgres how destinations fare, for the relays and the other workers to see.
 
-use outbox::database::Pool;
 use outbox::destination::breaker::{CoolDown, Finding};
-use outbox::destination::report::report;
+use outbox::destination::store::report;
+use outbox::service::database::Pool;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use outbox::backoff::Backoff;
-use outbox::installation::installation;
-use outbox::reload::Hangups;
-use outbox::telemetry::{Readiness, Server};
+use outbox::service::backoff::Backoff;
+use outbox::service::installation::installation;
+use outbox::service::reload::Hangups;
+use outbox::service::telemetry::{Readiness, Server};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;

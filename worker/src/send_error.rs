@@ -4,8 +4,8 @@ use std::error::Error;
 use std::io;
 use std::time::Duration;
 
-use outbox::headers::HeaderError;
 use outbox::target::TargetError;
+use outbox::target::headers::HeaderError;
 
 use crate::keyring::KeyError;
 use crate::target_guard::NameError;

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use outbox::claim::Claimed;
-use outbox::headers::{self, HeaderError};
+use outbox::job::claim::Claimed;
 use outbox::target::TargetPolicy;
+use outbox::target::headers::{self, HeaderError};
 use reqwest::Client;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::redirect::Policy;
@@ -256,7 +256,7 @@ mod rebinding;
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use outbox::clock;
+    use outbox::service::clock;
     use uuid::Uuid;
 
     use super::*;

@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
-use outbox::batch::{BatchError, Batcher, Limits};
-use outbox::database::{Failure, Pool, is_of_one_row};
-use outbox::job::Status;
-use outbox::notify::Notifier;
-use outbox::settle::{Settled, SettledFree, Settlement, settle, settle_free};
+use outbox::job::settle::{Settled, SettledFree, Settlement, settle, settle_free};
+use outbox::job::states::Status;
+use outbox::service::batch::{BatchError, Batcher, Limits};
+use outbox::service::database::{Failure, Pool, is_of_one_row};
+use outbox::service::notify::Notifier;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::sleep;
 use tracing::{error, warn};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, KeyInit, Mac};
-use outbox::signing_key::{KeyMaterial, Scheme, SigningKey};
+use outbox::signing::key::{KeyMaterial, Scheme, SigningKey};
 use ring::signature::Ed25519KeyPair;
 use sha2::Sha256;
 
@@ -185,7 +185,7 @@ mod tests {
         #[test]
         fn the_reference_implementation_agrees(key in prop::collection::vec(any::<u8>(), 24..=64), body in any::<String>()) {
             let key = format!("whsec_{}", STANDARD.encode(key));
-            let now = outbox::clock::now().unix_timestamp();
+            let now = outbox::service::clock::now().unix_timestamp();
             let signature = standard(&SigningKeys::parse(&key).expect("it is a key"), "job", now, body.as_bytes());
             let reference = standardwebhooks::Webhook::new(&key).expect("it is a key");
             prop_assert_eq!(reference.sign("job", now, body.as_bytes()).expect("it signs"), signature);

@@ -1,8 +1,8 @@
 //! What becomes of the jobs of workers that are lost.
 
-use outbox::claim::{self, Standing};
+use outbox::broker::task::Message;
+use outbox::job::unclaimed::{Standing, check_again};
 use outbox::kill_point;
-use outbox::message::Message;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -34,7 +34,7 @@ pub(crate) async fn take_over(
     match recorded {
         Ok(Recorded::Written) => true,
         // Its holder lives, or somebody holds its rows: whoever looks next finds out.
-        Ok(_) => patiently(stop, || claim::check_again(&worker.pool, [message])).await.is_some(),
+        Ok(_) => patiently(stop, || check_again(&worker.pool, [message])).await.is_some(),
         Err(_) => false,
     }
 }

@@ -1,8 +1,8 @@
 //! The trace that an attempt belongs to, and its spans.
 
-use outbox::claim::Claimed;
-use outbox::message::Message;
-use outbox::trace::TraceParent;
+use outbox::broker::task::Message;
+use outbox::job::claim::Claimed;
+use outbox::trace_context::TraceParent;
 use traces::{Attempt, Span};
 
 use crate::claimer::Claim;

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use outbox::database::{JOIN_BY_HASH, Pool};
-use outbox::notify::Notifier;
-use outbox::reload::Renewed;
-use outbox::telemetry::Readiness;
+use outbox::service::database::{JOIN_BY_HASH, Pool};
+use outbox::service::notify::Notifier;
+use outbox::service::reload::Renewed;
+use outbox::service::telemetry::Readiness;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -40,7 +40,7 @@ pub(crate) struct Worker {
     pub name: String,
     pub config: Config,
     pub pool: Pool,
-    /// As its secrets and certificates were read last: see [`outbox::reload`].
+    /// As its secrets and certificates were read last: see [`outbox::service::reload`].
     sender: Renewed<Sender>,
     pub settler: Settler,
     /// Batches claimed so far.

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use outbox::cancel::{Cancellation, cancel as cancel_job};
-use outbox::job::Status;
+use outbox::job::cancel::{Cancellation, cancel as cancel_job};
+use outbox::job::states::Status;
 use tracing::warn;
 
 use crate::App;

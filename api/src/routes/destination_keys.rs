@@ -7,9 +7,9 @@ use std::time::Duration;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{RawQuery, Request, State};
-use outbox::destination_keys::{self, NewKey, StoredKey};
-use outbox::secret::Owner;
-use outbox::signing_key::{Scheme, SigningKey};
+use outbox::signing::key::{Scheme, SigningKey};
+use outbox::signing::sealed::Owner;
+use outbox::signing::store::{self, NewKey, StoredKey};
 use outbox::target::destination;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
@@ -88,8 +88,7 @@ pub(crate) async fn set(
 /// The key's id if it is the newest of its scheme already: a caller whose answer was lost asks again, and must not
 /// start a rotation from the key to itself.
 async fn known(app: &App, destination: &str, key: &SigningKey) -> Result<Option<Uuid>, ApiError> {
-    let stored =
-        destination_keys::list(&app.postgres()?.pool, destination).await.map_err(|error| unanswered(&error))?;
+    let stored = store::list(&app.postgres()?.pool, destination).await.map_err(|error| unanswered(&error))?;
     let open = |stored: &StoredKey| {
         SigningKey::open(&app.config().secrets, Owner::Destination(destination), &stored.sealed).ok()
     };
@@ -98,7 +97,7 @@ async fn known(app: &App, destination: &str, key: &SigningKey) -> Result<Option<
 }
 
 async fn store(app: &App, key: NewKey) -> Result<Uuid, ApiError> {
-    match destination_keys::set(&app.postgres()?.changes, &key).await {
+    match store::set(&app.postgres()?.changes, &key).await {
         Ok(true) => {
             note("set", key.id, key.scheme.as_str());
             Ok(key.id)
@@ -123,14 +122,14 @@ pub(crate) async fn list(
         }
     }
     let destination = destination_in(&app, client_url.as_deref(), named.as_deref())?;
-    let keys = destination_keys::list(&app.postgres()?.pool, &destination).await.map_err(|error| unanswered(&error))?;
+    let keys = store::list(&app.postgres()?.pool, &destination).await.map_err(|error| unanswered(&error))?;
     let keys: Vec<Value> = keys.iter().map(|key| shown(&app, &destination, key)).collect();
     Ok(Json(json!({ "destination": destination, "keys": keys })))
 }
 
 /// Removes a key at once.
 pub(crate) async fn remove(State(app): State<Arc<App>>, OwnedKey(id): OwnedKey) -> Result<Json<Value>, ApiError> {
-    let removed = destination_keys::remove(&app.postgres()?.changes, id).await.map_err(|error| unanswered(&error))?;
+    let removed = store::remove(&app.postgres()?.changes, id).await.map_err(|error| unanswered(&error))?;
     let scheme = removed.ok_or(ApiError::NotFound)?;
     note("removed", id, &scheme);
     Ok(Json(json!({ "key_id": id, "message": "key is removed and signs nothing more" })))

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use outbox::database::on_connection;
+use outbox::service::database::on_connection;
 use serde_json::Value;
 use tracing::warn;
 

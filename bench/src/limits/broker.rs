@@ -7,8 +7,8 @@ use clap::Parser;
 use futures_util::future::try_join_all;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, ExchangeDeleteOptions, QueueDeleteOptions};
 use lapin::{BasicProperties, Channel, Confirmation};
-use outbox::message::Message;
-use outbox::topology::{BrokerConfig, within};
+use outbox::broker::task::Message;
+use outbox::broker::topology::{BrokerConfig, within};
 use tokio::time::timeout;
 use uuid::Uuid;
 

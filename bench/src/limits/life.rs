@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use futures_util::future::try_join_all;
-use outbox::claim::{self, Claimed, Lease};
-use outbox::database::{JOIN_BY_HASH, Pool};
+use outbox::broker::task::Message;
 use outbox::due::{self, Statements};
-use outbox::enqueue::{self, NewJob};
-use outbox::job::{Outcome, Status};
-use outbox::message::Message;
-use outbox::settle::{self, Settlement};
+use outbox::job::accept::{self, NewJob};
+use outbox::job::claim::{self, Claimed, Lease};
+use outbox::job::settle::{self, Settlement};
+use outbox::job::states::{Outcome, Status};
+use outbox::service::database::{JOIN_BY_HASH, Pool};
 
 use tokio_postgres::Client;
 use uuid::Uuid;
@@ -67,7 +67,7 @@ async fn live(pool: &Pool, client: &mut Client, lane: usize, begun: &AtomicU64, 
         let begins = begun.load(Ordering::Relaxed) < limit;
         if begins {
             begun.fetch_add(BATCH.into(), Ordering::Relaxed);
-            enqueue::accept(pool, &(0..BATCH).map(|_| new_job()).collect::<Vec<_>>()).await?;
+            accept::accept(pool, &(0..BATCH).map(|_| new_job()).collect::<Vec<_>>()).await?;
         }
         let messages = publish(client, &statements).await?;
         if messages.is_empty() && !begins {

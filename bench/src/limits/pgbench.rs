@@ -39,7 +39,7 @@ async fn transactions_per_second(bench: &Bench<'_>, rows: u32) -> anyhow::Result
     read_rate(&printed).context("pgbench printed no tps")
 }
 
-/// As `outbox::enqueue` does it, but for what is an array there. On one line: pgbench ends a statement only at
+/// As `outbox::job::accept` does it, but for what is an array there. On one line: pgbench ends a statement only at
 /// a semicolon.
 fn statement(rows: u32) -> String {
     format!(

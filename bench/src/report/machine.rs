@@ -30,7 +30,7 @@ impl Machine {
         let postgres: String = client.query_one("SELECT current_setting('server_version')", &[]).await?.get(0);
         let processors = std::thread::available_parallelism()?.get();
         Ok(Self {
-            started: outbox::clock::now().format(&Rfc3339)?,
+            started: outbox::service::clock::now().format(&Rfc3339)?,
             commit: said(Command::new("git").args(["describe", "--always", "--dirty"]).current_dir(workspace())),
             processors,
             processor: field("/proc/cpuinfo", "model name"),

@@ -7,8 +7,8 @@ use tokio_postgres::{Error, GenericClient, Row};
 use tracing::error;
 use uuid::Uuid;
 
-use super::DueRow;
-use crate::database::is_of_one_row;
+use super::row::DueRow;
+use crate::service::database::is_of_one_row;
 
 /// How long a row is left alone whose job Postgres cannot read.
 const UNREADABLE_DELAY: Duration = Duration::from_secs(30);

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use outbox::broker::task::Message;
 use outbox::destination::breaker::Finding as Report;
-use outbox::message::Message;
 use tokio::time::Instant;
 
 use super::strangers::Ticket;

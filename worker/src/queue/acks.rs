@@ -3,7 +3,7 @@
 use futures_util::future::join_all;
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions};
-use outbox::topology::within;
+use outbox::broker::topology::within;
 use tracing::debug;
 
 /// The message is no longer needed.

@@ -11,7 +11,7 @@ use lapin::message::Delivery;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Connection, Consumer};
-use outbox::topology::{BrokerError, within};
+use outbox::broker::topology::{BrokerError, within};
 use tokio::time::{Instant, timeout};
 use tracing::{debug, warn};
 

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use clap::Parser;
-use outbox::clock;
-use outbox::secret::SecretsConfig;
+use outbox::service::clock;
+use outbox::signing::sealed::SecretsConfig;
 use outbox::target::TargetError;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};

@@ -1,0 +1,38 @@
+//! Records what became of a batch.
+
+use std::time::Duration;
+
+use tokio_postgres::{Error, GenericClient};
+
+use super::statements::Statements;
+
+/// Records that the broker confirmed these rows; should their messages get lost, they are due again after
+/// `republish_after`.
+///
+/// # Errors
+/// The database cannot be asked.
+pub async fn mark_published(
+    transaction: &impl GenericClient,
+    statements: &Statements,
+    ids: &[i64],
+    republish_after: Duration,
+) -> Result<(), Error> {
+    let marked = transaction.execute(&statements.mark_published, &[&ids, &republish_after.as_secs_f64()]).await?;
+    debug_assert_eq!(marked, ids.len() as u64, "the rows are locked since claim_due");
+    Ok(())
+}
+
+/// Leaves rows that were not confirmed for later.
+///
+/// # Errors
+/// The database cannot be asked.
+pub async fn push_back(transaction: &impl GenericClient, ids: &[i64], delay: Duration) -> Result<(), Error> {
+    transaction
+        .execute(
+            "-- push_back
+            UPDATE outbox SET due_at = statement_timestamp() + make_interval(secs => $2) WHERE id = ANY($1)",
+            &[&ids, &delay.as_secs_f64()],
+        )
+        .await?;
+    Ok(())
+}
