@@ -4,8 +4,6 @@
 -- Each statement returns the rows that break its invariant, one line of text each: none is good. A line
 -- `-- I1: …` names the invariant that follows.
 
--- I1: …` names the invariant that follows.
-
 -- I1: every accepted webhook has its job row, with the very bytes that were accepted
 SELECT format('job %s was accepted and %s', accepted.job_id,
               CASE WHEN job.id IS NULL THEN 'has no row' ELSE 'has another payload: ' || left(job.payload, 80) END)
@@ -25,7 +23,7 @@ SELECT format('job %s went from %s to %s at attempt %s -> %s (%s)', job_id, old_
 FROM harness.transitions
 WHERE (old_status, new_status) NOT IN (
     ('pending', 'processing'), ('processing', 'pending'), ('processing', 'success'), ('processing', 'failed'),
-    ('pending', 'cancelled'), ('processing', 'cancelled'));
+    ('pending', 'cancelled'));
 
 -- I8: the fencing number grows by one at each claim and changes at nothing else
 SELECT format('job %s went from %s to %s at attempt %s -> %s (%s)', job_id, old_status, new_status, old_attempt, new_attempt, at)
