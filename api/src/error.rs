@@ -1,4 +1,4 @@
-//! Every error that a caller sees: `{"error":{"code","message","request_id"}}`.
+//! Every error that a caller sees, its status, code and text.
 //!
 //! The text never holds what the database said, a host name, an address or a secret.
 
@@ -7,7 +7,8 @@ use axum::response::{IntoResponse, Response};
 use outbox::signing::store::MAX_KEYS;
 
 use crate::connections::MadeWay;
-use crate::server::{MAX_HEAD_BYTES, MAX_HEADERS};
+use crate::head_limits::{MAX_HEAD_BYTES, MAX_HEADERS};
+use crate::model::{ErrorBody, ErrorDetails};
 
 /// What is wrong with a request, or with us.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,16 +125,16 @@ impl From<MadeWay> for ApiError {
     }
 }
 
-/// An error on its way out; [`crate::request_id::identify`] writes the body, since it knows the id.
+/// An error on its way out: whoever knows the request's id writes the body.
 #[derive(Clone, Debug)]
-pub(crate) struct ErrorBody {
+pub(crate) struct Explanation {
     code: &'static str,
     message: String,
     /// Whether it is worth a line in the log: not what is counted and warned of for many at once.
     pub notable: bool,
 }
 
-impl From<&ApiError> for ErrorBody {
+impl From<&ApiError> for Explanation {
     fn from(error: &ApiError) -> Self {
         let (status, code) = error.status_and_code();
         let notable = status.is_server_error() && *error != ApiError::MadeWay;
@@ -141,12 +142,10 @@ impl From<&ApiError> for ErrorBody {
     }
 }
 
-impl ErrorBody {
+impl Explanation {
     pub(crate) fn to_json(&self, request_id: &str) -> String {
-        serde_json::json!({
-            "error": { "code": self.code, "message": self.message, "request_id": request_id }
-        })
-        .to_string()
+        let body = ErrorBody { error: ErrorDetails { code: self.code, message: &self.message, request_id } };
+        serde_json::to_string(&body).expect("texts have a JSON text")
     }
 }
 
@@ -154,7 +153,7 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let (status, _) = self.status_and_code();
         let mut response = status.into_response();
-        response.extensions_mut().insert(ErrorBody::from(&self));
+        response.extensions_mut().insert(Explanation::from(&self));
         match status {
             StatusCode::SERVICE_UNAVAILABLE => {
                 response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));

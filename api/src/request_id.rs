@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use tracing::{debug, warn};
 use uuid::Uuid;
 
-use crate::error::{ApiError, ErrorBody};
+use crate::error::{ApiError, Explanation};
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -30,7 +30,7 @@ pub(crate) async fn identify(request: Request, next: Next) -> Response {
 
     let status = response.status();
     let mut notable = status.is_server_error();
-    if let Some(error) = response.extensions_mut().remove::<ErrorBody>() {
+    if let Some(error) = response.extensions_mut().remove::<Explanation>() {
         notable = error.notable;
         *response.body_mut() = Body::from(error.to_json(&id));
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -2,6 +2,11 @@
 //!
 //! Not `axum::serve`: that has no time-out for headers and no limit of connections.
 
+mod answer_body;
+mod descriptors;
+mod hyper_refusal;
+mod stream;
+
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
@@ -25,18 +30,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use crate::Config;
-use crate::config::ServerConfig;
+use self::answer_body::AnswerBody;
+use self::stream::WatchedStream;
+use crate::config::{Config, ServerConfig};
 use crate::connections::{Connection, Connections, Limits};
-use crate::descriptors;
-use crate::seldom::Seldom;
-use crate::watched::{Answer, Watched};
-
-/// More headers than this are answered with 431.
-pub(crate) const MAX_HEADERS: usize = 100;
-
-/// Most bytes of a request's head.
-pub(crate) const MAX_HEAD_BYTES: usize = 64 * 1024;
+use crate::head_limits::{MAX_HEAD_BYTES, MAX_HEADERS};
+use crate::log_throttle::LogThrottle;
 
 /// A peer that takes no byte of its answer for this long is given up.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -79,7 +78,7 @@ fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
 pub(crate) async fn serve(listener: TcpListener, router: Router, config: &Config, stop: CancellationToken) {
     let connections = Connections::new(limits(&config.server));
     let tasks = TaskTracker::new();
-    let mut failures = Seldom::default();
+    let mut failures = LogThrottle::default();
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
@@ -95,10 +94,11 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, config: &Config
     while let Some(accepted) = stop.run_until_cancelled(accept()).await {
         match accepted {
             Ok((stream, _)) => {
-                tasks.spawn(connect(builder.clone(), stream, router.clone(), connections.open(), stop.clone()));
+                let connection = Connection::open(&connections);
+                tasks.spawn(connect(builder.clone(), stream, router.clone(), connection, stop.clone()));
             }
             Err(error) => {
-                if let Some(times) = failures.now() {
+                if let Some(times) = failures.happened() {
                     warn!(%error, times, "cannot accept a connection");
                 }
                 sleep(pause_after(&error, &connections)).await;
@@ -137,7 +137,7 @@ async fn connect(
     // hyper waits for a peer that does not read its answer for as long as that takes.
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(WRITE_TIMEOUT));
-    let watched = Watched::new(Box::pin(stream), Arc::clone(&connection));
+    let watched = WatchedStream::new(Box::pin(stream), Arc::clone(&connection));
 
     let router = TowerToHyperService::new(router);
     let service = service_fn(|mut request: Request<Incoming>| {
@@ -151,7 +151,7 @@ async fn connect(
                 // Or a caller who keeps connections would find out with its next request.
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
-            Ok::<_, Infallible>(response.map(|body| Answer { body, connection }))
+            Ok::<_, Infallible>(response.map(|body| AnswerBody { body, connection }))
         }
     });
     let mut http = std::pin::pin!(builder.serve_connection(TokioIo::new(watched), service));

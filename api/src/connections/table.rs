@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::Body;
-use crate::seldom::Seldom;
+use super::partial_body::PartialBody;
+use crate::log_throttle::LogThrottle;
 
 /// A quarter of all connections is what strangers may have at the callers' expense, and what is not few.
 const SHARE: usize = 4;
@@ -18,8 +18,8 @@ pub(super) struct Table {
     pub entries: HashMap<u64, Entry>,
     /// The sum over the entries.
     pub held: usize,
-    pub connections_made_way: Seldom,
-    pub bodies_made_way: Seldom,
+    pub connections_made_way: LogThrottle,
+    pub bodies_made_way: LogThrottle,
 }
 
 pub(super) struct Entry {
@@ -29,7 +29,7 @@ pub(super) struct Entry {
     /// When it last changed its phase or brought bytes of a body.
     pub moved: Instant,
     /// The body that is being read, and the bytes that are counted for it.
-    pub body: Option<Arc<Body>>,
+    pub body: Option<Arc<PartialBody>>,
     pub held: usize,
     pub cut: CancellationToken,
 }
@@ -88,14 +88,14 @@ impl Table {
     }
 
     /// No bytes are counted for it any more.
-    pub(super) fn let_go(&mut self, id: u64) -> Option<Arc<Body>> {
+    pub(super) fn let_go(&mut self, id: u64) -> Option<Arc<PartialBody>> {
         let entry = self.entries.get_mut(&id)?;
         self.held -= std::mem::take(&mut entry.held);
         entry.body.take()
     }
 
     /// Counts more bytes; returns the bodies that make way for them, or `None` if it has made way itself.
-    pub(super) fn hold(&mut self, id: u64, bytes: usize, limit: usize) -> Option<Vec<Arc<Body>>> {
+    pub(super) fn hold(&mut self, id: u64, bytes: usize, limit: usize) -> Option<Vec<Arc<PartialBody>>> {
         let entry = self.entries.get_mut(&id)?;
         entry.body.as_ref()?;
         entry.moved = Instant::now();

@@ -5,84 +5,64 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::Body;
-use axum::extract::{RawQuery, Request, State};
+use axum::extract::{RawQuery, State};
 use outbox::signing::key::{Scheme, SigningKey};
 use outbox::signing::sealed::Owner;
 use outbox::signing::store::{self, NewKey, StoredKey};
 use outbox::target::destination;
 use secrecy::{ExposeSecret, SecretString};
-use serde::Deserialize;
-use serde_json::value::RawValue;
-use serde_json::{Value, json};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 use tracing::{info, warn};
 use url::form_urlencoded;
 use uuid::Uuid;
 
-use crate::App;
-use crate::authorized::Authorized;
-use crate::body;
+use crate::app::App;
 use crate::error::ApiError;
+use crate::extract::{Authorized, JsonBody, PathId};
 use crate::json;
-use crate::owned_job::OwnedKey;
+use crate::model::{NewSigningKey, SigningKeyDetails, SigningKeyList, SigningKeyReceipt, SigningKeyRemoval, Timestamp};
 
 /// For how long earlier keys sign on, in seconds, unless it is said; and at the most, which are 366 days.
 const DEFAULT_OVERLAP_SEC: i64 = 24 * 60 * 60;
 const MAX_OVERLAP_SEC: i64 = 366 * DEFAULT_OVERLAP_SEC;
 
-/// The fields of `PUT /destinations/keys` as they are written.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Written<'a> {
-    #[serde(borrow, default)]
-    client_url: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    destination: Option<&'a RawValue>,
-    #[serde(borrow)]
-    scheme: &'a RawValue,
-    #[serde(borrow)]
-    secret: &'a RawValue,
-    #[serde(borrow, default)]
-    overlap_sec: Option<&'a RawValue>,
-}
-
 /// Sets a key. The earlier ones of its scheme sign beside it until the overlap is over.
 pub(crate) async fn set(
     State(app): State<Arc<App>>,
     _: Authorized,
-    request: Request<Body>,
-) -> Result<Json<Value>, ApiError> {
-    let (head, body) = request.into_parts();
-    body::require_json(&head.headers)?;
-    let config = app.config();
-    let body = body::read(&head, body, &config.server).await?;
-    let _under_way = body::under_way(&body);
-    let written: Written = json::read(&body)?;
+    body: JsonBody,
+) -> Result<Json<SigningKeyReceipt>, ApiError> {
+    let written: NewSigningKey = body.parse()?;
     let client_url = written.client_url.map(|value| json::string("client_url", value)).transpose()?;
     let named = written.destination.map(|value| json::string("destination", value)).transpose()?;
     let destination = destination_in(&app, client_url.as_deref(), named.as_deref())?;
+    let key = key_in(&written)?;
+    let overlap = overlap_in(&written)?;
+    let (scheme, public_key) = (key.scheme().as_str(), key.public_key());
+    let key_id = known_or_stored(&app, &destination, &key, overlap).await?;
+    Ok(Json(SigningKeyReceipt { destination, key_id, public_key, scheme }))
+}
+
+fn key_in(written: &NewSigningKey) -> Result<SigningKey, ApiError> {
     let scheme = Scheme::from_text(&json::string("scheme", written.scheme)?)
         .ok_or_else(|| invalid("scheme: it must be v1, v1a or github"))?;
     let secret = SecretString::from(json::string("secret", written.secret)?);
-    let key = SigningKey::parse(scheme, secret.expose_secret()).map_err(|error| invalid(format!("secret: {error}")))?;
+    SigningKey::parse(scheme, secret.expose_secret()).map_err(|error| invalid(format!("secret: {error}")))
+}
+
+fn overlap_in(written: &NewSigningKey) -> Result<Duration, ApiError> {
     let overlap_sec = written.overlap_sec.map(|value| json::integer("overlap_sec", value, 0..=MAX_OVERLAP_SEC));
-    let overlap_sec = overlap_sec.transpose()?.unwrap_or(DEFAULT_OVERLAP_SEC);
+    Ok(Duration::from_secs(overlap_sec.transpose()?.unwrap_or(DEFAULT_OVERLAP_SEC).cast_unsigned()))
+}
+
+async fn known_or_stored(app: &App, destination: &str, key: &SigningKey, overlap: Duration) -> Result<Uuid, ApiError> {
+    let config = app.config();
     let secrets = config.secrets.key().ok_or(ApiError::NoSecretsKey)?;
-    let id = if let Some(id) = known(&app, &destination, &key).await? {
-        id
-    } else {
-        let sealed = key.seal(secrets, Owner::Destination(&destination));
-        let (id, overlap) = (Uuid::now_v7(), Duration::from_secs(overlap_sec.cast_unsigned()));
-        store(&app, NewKey { id, destination: destination.clone(), scheme, sealed, overlap }).await?
-    };
-    Ok(Json(json!({
-        "key_id": id,
-        "destination": destination,
-        "scheme": scheme.as_str(),
-        "public_key": key.public_key(),
-    })))
+    if let Some(id) = known(app, destination, key).await? {
+        return Ok(id);
+    }
+    let sealed = key.seal(secrets, Owner::Destination(destination));
+    let (id, destination, scheme) = (Uuid::now_v7(), destination.to_owned(), key.scheme());
+    store(app, NewKey { id, destination, scheme, sealed, overlap }).await
 }
 
 /// The key's id if it is the newest of its scheme already: a caller whose answer was lost asks again, and must not
@@ -112,7 +92,7 @@ pub(crate) async fn list(
     State(app): State<Arc<App>>,
     _: Authorized,
     RawQuery(query): RawQuery,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<SigningKeyList>, ApiError> {
     let (mut client_url, mut named) = (None, None);
     for (name, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
         match name.as_ref() {
@@ -123,16 +103,20 @@ pub(crate) async fn list(
     }
     let destination = destination_in(&app, client_url.as_deref(), named.as_deref())?;
     let keys = store::list(&app.postgres()?.pool, &destination).await.map_err(|error| unanswered(&error))?;
-    let keys: Vec<Value> = keys.iter().map(|key| shown(&app, &destination, key)).collect();
-    Ok(Json(json!({ "destination": destination, "keys": keys })))
+    let keys = keys.into_iter().map(|key| shown(&app, &destination, key)).collect();
+    Ok(Json(SigningKeyList { destination, keys }))
 }
 
 /// Removes a key at once.
-pub(crate) async fn remove(State(app): State<Arc<App>>, OwnedKey(id): OwnedKey) -> Result<Json<Value>, ApiError> {
+pub(crate) async fn remove(
+    State(app): State<Arc<App>>,
+    _: Authorized,
+    PathId(id): PathId,
+) -> Result<Json<SigningKeyRemoval>, ApiError> {
     let removed = store::remove(&app.postgres()?.changes, id).await.map_err(|error| unanswered(&error))?;
     let scheme = removed.ok_or(ApiError::NotFound)?;
     note("removed", id, &scheme);
-    Ok(Json(json!({ "key_id": id, "message": "key is removed and signs nothing more" })))
+    Ok(Json(SigningKeyRemoval { key_id: id, message: "key is removed and signs nothing more" }))
 }
 
 /// The destination of whichever of the two is there; a URL that may not be delivered to has none.
@@ -147,17 +131,16 @@ fn destination_in(app: &App, client_url: Option<&str>, named: Option<&str>) -> R
 }
 
 /// A key as it may be seen. One that the worker could not open either says why.
-fn shown(app: &App, destination: &str, key: &StoredKey) -> Value {
-    let moment = |at: OffsetDateTime| at.format(&Rfc3339).expect("Postgres' moments have a text");
+fn shown(app: &App, destination: &str, key: StoredKey) -> SigningKeyDetails {
     let opened = SigningKey::open(&app.config().secrets, Owner::Destination(destination), &key.sealed);
-    json!({
-        "key_id": key.id,
-        "scheme": key.scheme,
-        "created_at": moment(key.created_at),
-        "expires_at": key.expires_at.map(moment),
-        "public_key": opened.as_ref().ok().and_then(SigningKey::public_key),
-        "error": opened.err().map(|error| format!("the key cannot be opened: {error}")),
-    })
+    SigningKeyDetails {
+        created_at: key.created_at.into(),
+        expires_at: key.expires_at.map(Timestamp::from),
+        key_id: key.id,
+        public_key: opened.as_ref().ok().and_then(SigningKey::public_key),
+        error: opened.err().map(|error| format!("the key cannot be opened: {error}")),
+        scheme: key.scheme,
+    }
 }
 
 /// The trace of a change, without the destination, which is part of somebody's URL.

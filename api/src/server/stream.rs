@@ -1,5 +1,5 @@
-//! A connection's bytes and answers, watched for the moment when an answer is out and for answers that are none of ours;
-//! and read in small pieces.
+//! A connection's bytes, watched for the moment when an answer is out and for answers that are none of ours; and read in
+//! small pieces.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::body::{Body, Bytes};
-use hyper::body::{Buf, Frame, SizeHint};
+use axum::body::Bytes;
+use hyper::body::Buf;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, Take};
 use tokio::time::{Sleep, sleep};
 
+use super::hyper_refusal::explained;
 use crate::connections::Connection;
-use crate::unreadable::explained;
 
 /// Most bytes of one read. hyper's buffer of 8 KiB grows, up to the longest head, with each read that fills it, and
 /// stays so while the connection stands still.
@@ -23,8 +23,7 @@ const READ_BYTES: u64 = 8 * 1024 - 1;
 /// would not get to read why. While this lasts it makes way for others like one that is idle.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// The bytes.
-pub(crate) struct Watched<Stream> {
+pub(crate) struct WatchedStream<Stream> {
     stream: Take<Stream>,
     connection: Arc<Connection>,
     /// What is left to write of an answer of hyper's own.
@@ -35,7 +34,7 @@ pub(crate) struct Watched<Stream> {
     lingering: Option<Pin<Box<Sleep>>>,
 }
 
-impl<Stream: AsyncRead + Unpin> Watched<Stream> {
+impl<Stream: AsyncRead + Unpin> WatchedStream<Stream> {
     pub(crate) fn new(stream: Stream, connection: Arc<Connection>) -> Self {
         Self { stream: stream.take(READ_BYTES), connection, refusal: Bytes::new(), is_refused: false, lingering: None }
     }
@@ -51,7 +50,7 @@ impl<Stream: AsyncRead + Unpin> Watched<Stream> {
     }
 }
 
-impl<Stream: AsyncRead + Unpin> AsyncRead for Watched<Stream> {
+impl<Stream: AsyncRead + Unpin> AsyncRead for WatchedStream<Stream> {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let stream = &mut self.get_mut().stream;
         stream.set_limit(READ_BYTES);
@@ -59,7 +58,7 @@ impl<Stream: AsyncRead + Unpin> AsyncRead for Watched<Stream> {
     }
 }
 
-impl<Stream: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<Stream> {
+impl<Stream: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WatchedStream<Stream> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         if this.takes_over(bytes) {
@@ -125,34 +124,5 @@ impl<Stream: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<Stream> {
                 Poll::Pending => return Poll::Pending,
             }
         }
-    }
-}
-
-/// An answer's body, which hyper drops when it has taken the last of it.
-pub(crate) struct Answer {
-    pub body: Body,
-    pub connection: Arc<Connection>,
-}
-
-impl hyper::body::Body for Answer {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.get_mut().body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-impl Drop for Answer {
-    fn drop(&mut self) {
-        self.connection.answered();
     }
 }

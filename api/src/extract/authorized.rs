@@ -9,7 +9,7 @@ use axum::http::request::Parts;
 use secrecy::ExposeSecret;
 use subtle::ConstantTimeEq;
 
-use crate::App;
+use crate::app::App;
 use crate::connections::Connection;
 use crate::error::ApiError;
 

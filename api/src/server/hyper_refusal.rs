@@ -3,7 +3,7 @@
 use axum::body::Bytes;
 use uuid::Uuid;
 
-use crate::error::{ApiError, ErrorBody};
+use crate::error::{ApiError, Explanation};
 
 /// The length of hyper's body, as it writes it.
 const NO_BODY: &str = "content-length: 0\r\n";
@@ -21,7 +21,7 @@ pub(crate) fn explained(answer: &[u8]) -> Bytes {
     let labels = [("route", "unknown".to_owned()), ("status", status.to_owned())];
     metrics::counter!("outhook_api_requests_total", &labels).increment(1);
     let id = Uuid::now_v7().to_string();
-    let body = ErrorBody::from(&error).to_json(&id);
+    let body = Explanation::from(&error).to_json(&id);
     let headers = format!("content-type: application/json\r\nx-request-id: {id}\r\ncontent-length: {}\r\n", body.len());
     (answer.replacen(NO_BODY, &headers, 1) + &body).into()
 }

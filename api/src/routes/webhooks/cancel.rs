@@ -8,13 +8,17 @@ use outbox::job::cancel::{Cancellation, cancel as cancel_job};
 use outbox::job::states::Status;
 use tracing::warn;
 
-use crate::App;
+use crate::app::App;
 use crate::error::ApiError;
-use crate::owned_job::OwnedJob;
-use crate::receipt::Receipt;
+use crate::extract::{Authorized, PathId};
+use crate::model::Receipt;
 
 /// 200 also for a job that was cancelled before: a caller whose answer was lost asks again.
-pub(crate) async fn cancel(State(app): State<Arc<App>>, OwnedJob(job_id): OwnedJob) -> Result<Json<Receipt>, ApiError> {
+pub(crate) async fn cancel(
+    State(app): State<Arc<App>>,
+    _: Authorized,
+    PathId(job_id): PathId,
+) -> Result<Json<Receipt>, ApiError> {
     match cancel_job(&app.postgres()?.changes, job_id).await {
         Ok(Cancellation::Cancelled) => {
             let message = "job is cancelled and will not be delivered";

@@ -1,4 +1,4 @@
-//! What a caller says in the body of `POST /webhooks`, checked field by field.
+//! A webhook whose every field can be used.
 
 use std::ops::RangeInclusive;
 
@@ -6,7 +6,6 @@ use outbox::signing::key::SigningKey;
 use outbox::target::headers;
 use outbox::target::{TargetPolicy, destination};
 use secrecy::{ExposeSecret, SecretString};
-use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use time::format_description::well_known::Rfc3339;
@@ -14,6 +13,7 @@ use time::{Duration, OffsetDateTime};
 
 use crate::error::ApiError;
 use crate::json;
+use crate::model::NewWebhook;
 
 /// Bounds of the fields, as they are in the database's constraints.
 const MAX_ATTEMPTS: RangeInclusive<i64> = 1..=100;
@@ -21,9 +21,9 @@ const TIMEOUT_MS: RangeInclusive<i64> = 100..=300_000;
 const ORDERING_KEY_BYTES: RangeInclusive<usize> = 1..=255;
 const MAX_DELAY: Duration = Duration::days(366);
 
-/// A request as it is to be stored.
+/// As it is to be stored.
 #[derive(Debug)]
-pub(crate) struct Envelope {
+pub(super) struct CheckedWebhook {
     pub payload: String,
     pub client_url: String,
     pub destination: String,
@@ -35,32 +35,9 @@ pub(crate) struct Envelope {
     pub signing_key: Option<SigningKey>,
 }
 
-/// The fields as they are written. What each must be is said by whoever reads it, in JSON's words.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Written<'a> {
-    #[serde(borrow)]
-    payload: &'a RawValue,
-    #[serde(borrow)]
-    client_url: &'a RawValue,
-    #[serde(borrow, default)]
-    headers: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    deliver_at: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    max_attempts: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    timeout_ms: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    ordering_key: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    signing_secret: Option<&'a RawValue>,
-}
-
-impl Envelope {
-    /// Reads and checks a body. Malformed JSON is one error, a field that cannot be used another.
-    pub(crate) fn read(body: &[u8], targets: &TargetPolicy, now: OffsetDateTime) -> Result<Self, ApiError> {
-        let written: Written = json::read(body)?;
+impl CheckedWebhook {
+    /// Checks what was written, field by field.
+    pub(super) fn check(written: &NewWebhook, targets: &TargetPolicy, now: OffsetDateTime) -> Result<Self, ApiError> {
         let client_url = json::string("client_url", written.client_url)?;
         let url = targets.accept_url(&client_url).map_err(|refused| {
             metrics::counter!("outhook_api_targets_refused_total", "reason" => refused.reason()).increment(1);

@@ -1,21 +1,61 @@
-//! Reads a request's body: bounded in size and in time, and in what all of them hold together.
+//! A request's body of JSON: bounded in size and in time, and in what all of them hold together.
 
 use std::sync::Arc;
 
 use axum::body::{Body, Bytes, HttpBody};
+use axum::extract::{FromRequest, Request};
 use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::request::Parts;
 use http_body_util::BodyExt;
 use outbox::service::telemetry::Raised;
+use serde::Deserialize;
 use tokio::time::timeout;
 
+use crate::app::App;
 use crate::config::ServerConfig;
 use crate::connections::{Connection, Receiving};
 use crate::error::ApiError;
+use crate::json;
+
+/// Kept for as long as its request has no answer.
+pub(crate) struct JsonBody {
+    bytes: Bytes,
+    /// So long it is counted.
+    _under_way: Raised,
+}
+
+impl FromRequest<Arc<App>> for JsonBody {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
+        let (head, body) = request.into_parts();
+        Self::receive(&head, body, &app.config().server).await
+    }
+}
+
+impl JsonBody {
+    /// Reads the whole body.
+    pub(super) async fn receive(head: &Parts, body: Body, config: &ServerConfig) -> Result<Self, ApiError> {
+        require_json(&head.headers)?;
+        let bytes = read(head, body, config).await?;
+        let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        Ok(Self { bytes, _under_way: Raised::by(metrics::gauge!("outhook_api_body_bytes"), length.into()) })
+    }
+
+    /// As it came: what is signed are bytes.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// What it says.
+    pub(crate) fn parse<'a, T: Deserialize<'a>>(&'a self) -> Result<T, ApiError> {
+        json::read(&self.bytes)
+    }
+}
 
 /// Refuses what is not plain JSON, before a byte of it is read.
-pub(crate) fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
+fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
     if headers.get(CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
         return Err(ApiError::UnsupportedMediaType("the body must not have a Content-Encoding"));
     }
@@ -27,14 +67,8 @@ pub(crate) fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Counts a body for as long as its request has no answer.
-pub(crate) fn under_way(body: &Bytes) -> Raised {
-    let bytes = u32::try_from(body.len()).unwrap_or(u32::MAX);
-    Raised::by(metrics::gauge!("outhook_api_body_bytes"), bytes.into())
-}
-
 /// Reads the whole body. Unless the request is verified already, it makes way for others while it stands still.
-pub(crate) async fn read(head: &Parts, mut body: Body, config: &ServerConfig) -> Result<Bytes, ApiError> {
+async fn read(head: &Parts, mut body: Body, config: &ServerConfig) -> Result<Bytes, ApiError> {
     let limit = config.max_body_bytes;
     let announced = head.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|length| length > u64::from(limit)) {
@@ -62,7 +96,7 @@ async fn next_piece(body: &mut Body) -> Result<Option<Bytes>, ApiError> {
 
 /// Keeps the pieces of a body that did not come as one. Only such a one can stand still while it holds memory.
 async fn gather(connection: &Arc<Connection>, first: Bytes, body: Body, limit: u32) -> Result<Bytes, ApiError> {
-    let receiving = connection.receive();
+    let receiving = Receiving::start(connection);
     tokio::select! {
         received = receive(&receiving, first, body, limit) => received?,
         () = receiving.made_way() => return Err(ApiError::MadeWay),
