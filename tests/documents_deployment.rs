@@ -337,6 +337,20 @@ fn manifests_name_the_image_and_the_ports_that_there_are() {
 }
 
 #[test]
+fn compose_starts_and_asks_what_there_is() {
+    let compose = read("docker-compose.yml");
+    let commands = between(&compose, "\n    command: outhook ", "\n").filter_map(|line| line.split(' ').next());
+    let commands: Vec<&str> = commands.collect();
+    assert_eq!(commands, ["migrate", "api", "relay", "worker", "receiver"]);
+    for command in commands {
+        assert!(!of_help(command).is_empty(), "{command} has no settings");
+    }
+    let checks: Vec<&str> = between(&compose, "test: [CMD, outhook, ", "]").collect();
+    assert_eq!(checks.len(), 4, "{checks:?}");
+    assert!(checks.iter().all(|it| it.starts_with("health, \"")), "{checks:?}");
+}
+
+#[test]
 fn deploying_says_which_secrets_there_are() {
     let page = read("docs/deploying.md");
     for it in deployed() {
