@@ -1,6 +1,6 @@
 -- What each role may do: one block a role, and whatever stands in none of them is refused.
 --
--- Applied by `outhook-migrate --roles` in one transaction, as often as you like: it takes every right away first,
+-- Applied by `outhook migrate --roles` in one transaction, as often as you like: it takes every right away first,
 -- so what was granted here once and is no longer listed is gone. Nothing else is touched: not the rights on
 -- tables that are not Outhook's, nor who is a member of these roles. They cannot log in; a deployment makes
 -- users that can, one a service, and puts each IN ROLE the one it needs: docs/security.md, "Least privilege".
@@ -107,7 +107,7 @@ GRANT INSERT (destination, state, hold_until, slowed_at, release_limit, openings
 GRANT SELECT (id, destination, created_at, expires_at, sealed) ON destination_keys TO outhook_worker;
 GRANT EXECUTE ON FUNCTION outhook.wake, outhook.url_without_query TO outhook_worker;
 
--- reader: people and outhook-check. All but what jobs carry, and no writes.
+-- reader: people and `outhook check`. All but what jobs carry, and no writes.
 GRANT SELECT (id, created_at, updated_at, deliver_at, lease_until, outbox_id, attempt, retry_count, max_attempts, timeout_ms,
               status, claimed_by, error, client_url, idempotency_key, ordering_key, signed_id)
     ON webhook_jobs TO outhook_reader;
@@ -117,7 +117,7 @@ GRANT SELECT ON outhook.jobs, outhook.job_details, outhook.timeline, outhook.out
     TO outhook_reader;
 -- A view's functions are called with its reader's rights.
 GRANT EXECUTE ON FUNCTION outhook.url_without_query TO outhook_reader;
--- For the states of the services' sessions, without which outhook-check refuses to judge. From Postgres 16 on, who
+-- For the states of the services' sessions, without which `outhook check` refuses to judge. From Postgres 16 on, who
 -- is no superuser may lack the right to give this.
 DO $$
 BEGIN

@@ -1,4 +1,4 @@
-//! `outhook-check` says of a system under load that all is well, and finds what is not.
+//! `outhook check` says of a system under load that all is well, and finds what is not.
 
 use harness::load::Burst;
 use harness::{Program, Stack, processes};

@@ -4,13 +4,13 @@
 use std::collections::BTreeMap;
 use std::process::Command;
 
-/// Variables and their defaults, `None` without one, as a program's `--help` shows them.
-pub(crate) fn of_help(program: &str) -> BTreeMap<String, Option<String>> {
+/// Variables and their defaults, `None` without one, as a command's `--help` shows them.
+pub(crate) fn of_help(command: &str) -> BTreeMap<String, Option<String>> {
     let test = std::env::current_exe().expect("the test's own path is known");
     let directory = test.ancestors().nth(2).expect("a test is in target/<profile>/deps");
-    let output =
-        Command::new(directory.join(program)).arg("--help").env_clear().output().expect("scripts/test built it");
-    assert!(output.status.success());
+    let mut outhook = Command::new(directory.join("outhook"));
+    let output = outhook.args([command, "--help"]).env_clear().output().expect("scripts/test built it");
+    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
     let help = String::from_utf8(output.stdout).expect("help is text");
     let mut variables = BTreeMap::new();
     let mut last = None;
@@ -43,8 +43,8 @@ fn of_example() -> BTreeMap<String, (String, bool)> {
 fn the_example_is_the_whole_truth() {
     let example = of_example();
     let mut known = BTreeMap::new();
-    for program in ["outhook-api", "outhook-relay", "outhook-worker", "outhook-migrate", "outhook-receiver"] {
-        known.extend(of_help(program));
+    for command in ["api", "relay", "worker", "migrate", "receiver"] {
+        known.extend(of_help(command));
     }
     let (listed, existing): (Vec<_>, Vec<_>) = (example.keys().collect(), known.keys().collect());
     assert_eq!(listed, existing, ".env.example and --help name different variables");

@@ -1,5 +1,5 @@
 //! A row with bytes that are no text, as a database without an encoding takes them or a disk makes them, ends by itself and
-//! stops nobody. `outhook-migrate` refuses a database that would take such bytes.
+//! stops nobody. `outhook migrate` refuses a database that would take such bytes.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;

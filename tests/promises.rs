@@ -27,6 +27,7 @@ mod frees_locks_of_lost_workers;
 mod goes_through_poolers;
 mod goes_where_the_url_says;
 mod hears_its_queue;
+mod is_one_program;
 mod keeps_its_bodies;
 mod keeps_keys_moving;
 mod keeps_limits;

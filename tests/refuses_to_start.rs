@@ -220,13 +220,13 @@ async fn a_schema_of_another_version_is_refused() {
     let changes = [
         (
             "DELETE FROM refinery_schema_history WHERE version = (SELECT max(version) FROM refinery_schema_history)",
-            format!("schema version {older}, this build needs {SCHEMA_VERSION}: run outhook-migrate"),
+            format!("schema version {older}, this build needs {SCHEMA_VERSION}: run outhook migrate"),
         ),
         (
             "UPDATE refinery_schema_history SET version = 99 WHERE version = 2",
             format!("schema version 99, this build knows only {SCHEMA_VERSION}: run a newer build"),
         ),
-        ("DROP TABLE refinery_schema_history", "no Outhook schema: run outhook-migrate".to_owned()),
+        ("DROP TABLE refinery_schema_history", "no Outhook schema: run outhook migrate".to_owned()),
     ];
     for (change, expected) in changes {
         sqlx::query(change).execute(&database.pool).await.expect("the change");

@@ -190,7 +190,7 @@ fn write_files(options: &Options, report: &Report) -> anyhow::Result<()> {
 fn programs(options: &Options) -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe()?.parent().context("a program is in a directory")?.to_owned();
     let directory = options.programs.clone().unwrap_or(own).canonicalize()?;
-    ensure!(directory.join("outhook-api").exists(), "{} holds no outhook-api: use scripts/bench", directory.display());
+    ensure!(directory.join("outhook").exists(), "{} holds no outhook: use scripts/bench", directory.display());
     Ok(directory)
 }
 

@@ -1,4 +1,4 @@
-//! The real binaries, as child processes.
+//! The real program, as child processes.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -28,7 +28,7 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// Starts a program and returns when it says that it is ready. Its log is what it writes by default, for
+    /// Starts a command of the program and returns when it says that it is ready. Its log is what it writes by default, for
     /// that is part of its work.
     pub(crate) async fn start(
         programs: &Path,
@@ -37,7 +37,8 @@ impl Service {
         log: PathBuf,
     ) -> anyhow::Result<Self> {
         let file = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
-        let child = Command::new(programs.join(name))
+        let child = Command::new(programs.join("outhook"))
+            .arg(name)
             .env_clear()
             .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
@@ -45,7 +46,7 @@ impl Service {
             .stderr(file)
             .kill_on_drop(true)
             .spawn()
-            .with_context(|| format!("{name} cannot be started: build the release binaries first"))?;
+            .with_context(|| format!("outhook {name} cannot be started: build the release binaries first"))?;
         let pid = child.id().context("the process has ended")?;
         let mut service = Self { name, child, log, pid };
         service.wait_until_ready().await?;

@@ -79,7 +79,7 @@ impl<'a> Stack<'a> {
     }
 
     pub(crate) async fn start_api(&mut self) -> anyhow::Result<()> {
-        self.api = Some(self.start_service("outhook-api", "api".to_owned()).await?);
+        self.api = Some(self.start_service("api", "api".to_owned()).await?);
         let answers = async {
             let mut connection = Connection::open(self.address).await?;
             let probe = get(self.address, "/ready");
@@ -94,11 +94,11 @@ impl<'a> Stack<'a> {
     /// Starts what turns accepted jobs into deliveries.
     pub(crate) async fn start_deliveries(&mut self, relays: usize, workers: usize) -> anyhow::Result<()> {
         for number in 0..relays {
-            let relay = self.start_service("outhook-relay", format!("relay-{number}")).await?;
+            let relay = self.start_service("relay", format!("relay-{number}")).await?;
             self.relays.push(relay);
         }
         for number in 0..workers {
-            let worker = self.start_service("outhook-worker", format!("worker-{number}")).await?;
+            let worker = self.start_service("worker", format!("worker-{number}")).await?;
             self.workers.push(worker);
         }
         Ok(())
@@ -112,9 +112,9 @@ impl<'a> Stack<'a> {
         Ok(())
     }
 
-    async fn start_service(&self, program: &'static str, name: String) -> anyhow::Result<Service> {
+    async fn start_service(&self, command: &'static str, name: String) -> anyhow::Result<Service> {
         let log = self.site.logs.join(format!("{}-{name}.log", self.database));
-        Service::start(&self.site.programs, program, &self.environment, log).await
+        Service::start(&self.site.programs, command, &self.environment, log).await
     }
 
     /// Posts webhooks for the receiver, all of which must be accepted.
@@ -183,8 +183,8 @@ fn environment(site: &Site<'_>, database: &str, address: SocketAddr) -> Environm
 }
 
 async fn migrate(programs: &Path, environment: &Environment) -> anyhow::Result<()> {
-    let mut command = Command::new(programs.join("outhook-migrate"));
-    command.env_clear().envs(environment.iter().map(|(name, value)| (name, value)));
+    let mut command = Command::new(programs.join("outhook"));
+    command.arg("migrate").env_clear().envs(environment.iter().map(|(name, value)| (name, value)));
     output(&mut command, MIGRATION_TIMEOUT).await?;
     Ok(())
 }

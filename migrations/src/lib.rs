@@ -116,7 +116,7 @@ async fn run(client: &mut Client, runner: &Runner) -> anyhow::Result<()> {
     let found = outbox::service::database::schema_version(client).await?.unwrap_or(0);
     ensure!(
         found <= known,
-        "the database has schema version {found}, this outhook-migrate knows versions up to {known}: run a newer one"
+        "the database has schema version {found}, this build knows versions up to {known}: run a newer one"
     );
     apply(client, runner).await.context("cannot migrate the schema")?;
     info!(version = known, "schema is up to date");

@@ -5,6 +5,7 @@
 
 mod behaviour;
 mod kept;
+mod line;
 mod received;
 mod routes;
 mod server;
@@ -12,5 +13,6 @@ mod verify;
 
 pub use behaviour::{Answer, Behaviour};
 pub use kept::{Counts, Limits, WaitTimedOut};
+pub use line::line;
 pub use received::{Received, Signature};
 pub use server::{Observer, Options, Receiver, StartError};

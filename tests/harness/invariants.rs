@@ -1,4 +1,4 @@
-//! What must hold after every fault: the checker that operators have, `outhook-check`, and what only the
+//! What must hold after every fault: the checker that operators have, `outhook check`, and what only the
 //! tests can see besides, `evidence.sql`.
 
 use std::sync::Arc;

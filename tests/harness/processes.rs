@@ -1,4 +1,4 @@
-//! The real binaries, as child processes.
+//! The real program, as child processes.
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
@@ -21,7 +21,7 @@ const TICKS_PER_SECOND: u32 = 100;
 /// Lines of a log that a failed test shows; the whole is in the file that it names.
 const LINES_SHOWN: usize = 40;
 
-/// A binary of the project.
+/// A command of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Program {
     /// Takes webhooks.
@@ -37,25 +37,25 @@ pub enum Program {
 }
 
 impl Program {
-    fn file_name(self) -> &'static str {
+    fn name(self) -> &'static str {
         match self {
-            Self::Api => "outhook-api",
-            Self::Relay => "outhook-relay",
-            Self::Worker => "outhook-worker",
-            Self::Migrate => "outhook-migrate",
-            Self::Check => "outhook-check",
+            Self::Api => "api",
+            Self::Relay => "relay",
+            Self::Worker => "worker",
+            Self::Migrate => "migrate",
+            Self::Check => "check",
         }
-    }
-
-    /// The file to run. The first call builds all of them.
-    async fn path(self) -> PathBuf {
-        static DIRECTORY: OnceCell<PathBuf> = OnceCell::const_new();
-        DIRECTORY.get_or_init(binaries).await.join(self.file_name())
     }
 }
 
-/// Where the binaries are: those of `OUTHOOK_BIN_DIR`, or else the ones built here and now.
-async fn binaries() -> PathBuf {
+/// The file of the program. The first call builds it.
+pub async fn path() -> PathBuf {
+    static DIRECTORY: OnceCell<PathBuf> = OnceCell::const_new();
+    DIRECTORY.get_or_init(directory).await.join("outhook")
+}
+
+/// Where the program is: in `OUTHOOK_BIN_DIR`, or else where it is built here and now.
+async fn directory() -> PathBuf {
     if let Some(directory) = std::env::var_os("OUTHOOK_BIN_DIR") {
         return directory.into();
     }
@@ -106,8 +106,9 @@ pub async fn run(program: Program, environment: &[(&str, &str)], arguments: &[&s
 
 /// Nothing of the caller's environment gets through, so that a test means the same everywhere.
 async fn command(program: Program, environment: &[(&str, &str)]) -> Command {
-    let mut command = Command::new(program.path().await);
+    let mut command = Command::new(path().await);
     command
+        .arg(program.name())
         .env_clear()
         .env("RUST_BACKTRACE", "1")
         .env("NO_COLOR", "1")

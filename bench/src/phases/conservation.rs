@@ -85,7 +85,7 @@ pub(crate) async fn violations(
     Ok(found)
 }
 
-/// What `outhook-check` says of the database.
+/// What `outhook check` says of the database.
 async fn broken_invariants(stack: &Stack<'_>, filled: Filled) -> anyhow::Result<Vec<String>> {
     let mut connection = PgConnection::connect(&stack.database_url()).await?;
     begin_snapshot(&mut connection, CHECK_TIMEOUT).await?;

@@ -68,10 +68,10 @@ pub enum DatabaseError {
     )]
     NoSession,
     /// Nothing was ever migrated here.
-    #[error("the database has no Outhook schema: run outhook-migrate")]
+    #[error("the database has no Outhook schema: run outhook migrate")]
     NoSchema,
     /// This build is newer than the database.
-    #[error("the database has schema version {0}, this build needs {SCHEMA_VERSION}: run outhook-migrate")]
+    #[error("the database has schema version {0}, this build needs {SCHEMA_VERSION}: run outhook migrate")]
     OlderSchema(u32),
     /// This build is older than the database.
     #[error("the database has schema version {0}, this build knows only {SCHEMA_VERSION}: run a newer build")]

@@ -6,6 +6,8 @@ use std::env::args_os;
 use std::error::Error;
 use std::ffi::OsString;
 use std::fmt::Display;
+use std::iter;
+use std::path::Path;
 use std::process::exit;
 
 use clap::Parser;
@@ -34,9 +36,26 @@ pub fn read_again<Config: Parser>() -> Result<Config, String> {
 
 fn parse<Config: Parser>() -> Result<Config, Unreadable> {
     let command = secrets::with_files(Config::command());
-    let mut arguments: Vec<OsString> = args_os().collect();
+    let mut arguments = arguments(command.get_name());
     arguments.extend(secrets::arguments(&command, &arguments)?);
     Ok(Config::from_arg_matches(&command.try_get_matches_from(arguments)?)?)
+}
+
+/// The arguments of a command: what it was called by, then its own. `outhook-api --help` has them where every program has,
+/// in `outhook api --help` its name comes first.
+#[must_use]
+pub fn arguments(command: &str) -> Vec<OsString> {
+    own_arguments(command, args_os().collect())
+}
+
+fn own_arguments(command: &str, all: Vec<OsString>) -> Vec<OsString> {
+    let is_link = all.first().is_some_and(|called| Path::new(called).file_name() == Some(command.as_ref()));
+    match (command.split_once('-'), all.get(1)) {
+        (Some((program, name)), Some(first)) if !is_link && first == name => {
+            iter::once(format!("{program} {name}").into()).chain(all.into_iter().skip(2)).collect()
+        }
+        _ => all,
+    }
 }
 
 fn said(error: &Unreadable) -> String {
@@ -71,7 +90,7 @@ pub fn end<Config: Parser>(outcome: Result<(), impl AsRef<dyn Error>>) -> ! {
 /// What went wrong with all that led to it, each said once: libraries often put a cause's text into their own.
 #[must_use]
 pub fn with_causes(error: &dyn Error) -> String {
-    let causes = std::iter::successors(error.source(), |&cause| cause.source());
+    let causes = iter::successors(error.source(), |&cause| cause.source());
     causes
         .map(ToString::to_string)
         .fold(error.to_string(), |said, cause| if said.contains(&cause) { said } else { format!("{said}: {cause}") })
@@ -118,6 +137,15 @@ mod tests {
     fn a_cause_is_said_once() {
         let cause = "x".parse::<u8>().expect_err("it is no number");
         assert_eq!(with_causes(&Outer(cause)), "cannot migrate: invalid digit found in string");
+    }
+
+    #[test]
+    fn a_command_has_its_own_arguments_however_it_is_called() {
+        let own = |all: &[&str]| own_arguments("outhook-api", all.iter().map(OsString::from).collect());
+        assert_eq!(own(&["/bin/outhook", "api", "--app-port", "80"]), ["outhook api", "--app-port", "80"]);
+        assert_eq!(own(&["/bin/outhook-api", "--app-port", "80"]), ["/bin/outhook-api", "--app-port", "80"]);
+        // That one is wrong, and to be refused.
+        assert_eq!(own(&["outhook-api", "api"]), ["outhook-api", "api"]);
     }
 
     #[derive(Clone, ValueEnum)]

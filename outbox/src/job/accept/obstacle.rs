@@ -13,7 +13,7 @@ pub enum Obstacle {
     #[error("read-only or in recovery: it takes no writes")]
     ReadOnly,
     /// SQLSTATE 42501, or a sequence that may not be used.
-    #[error("the api's user lacks a right: see outhook-migrate --roles")]
+    #[error("the api's user lacks a right: see outhook migrate --roles")]
     NoRight,
     /// Any other of class 42: what the statements name is not there.
     #[error("a table or one of its columns is not in the schema public, or the api's user may not look into that")]

@@ -137,8 +137,8 @@ mod tests {
     fn another_schema_is_refused_in_one_sentence() {
         assert!(check_version(Some(SCHEMA_VERSION)).is_ok());
         for (found, words) in [
-            (None, "no Outhook schema: run outhook-migrate"),
-            (Some(SCHEMA_VERSION - 1), "needs 9: run outhook-migrate"),
+            (None, "no Outhook schema: run outhook migrate"),
+            (Some(SCHEMA_VERSION - 1), "needs 9: run outhook migrate"),
             (Some(SCHEMA_VERSION + 1), "knows only 9: run a newer build"),
         ] {
             let sentence = check_version(found).expect_err("it is another version").to_string();

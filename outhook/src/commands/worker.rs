@@ -1,20 +1,20 @@
-//! `outhook-worker`: delivers webhooks.
+//! `outhook worker`: delivers webhooks.
 
 use outbox::service::telemetry::Readiness;
 use outbox::service::{env, reload, shutdown, telemetry};
 use outhook_worker::Config;
 
 #[tokio::main]
-async fn main() {
+pub(crate) async fn run() {
     let config: Config = env::read();
     if let Err(error) = config.check() {
         env::refuse::<Config>(error);
     }
     telemetry::start_logging(&config.log);
-    env::end::<Config>(run(config).await)
+    env::end::<Config>(deliver(config).await)
 }
 
-async fn run(config: Config) -> anyhow::Result<()> {
+async fn deliver(config: Config) -> anyhow::Result<()> {
     // For the HTTP client, which brings none of its own.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let (stop, hangups) = (shutdown::listen()?, reload::listen()?);

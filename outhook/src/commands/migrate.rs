@@ -1,4 +1,4 @@
-//! `outhook-migrate`: brings the database schema to the version of this build, then exits.
+//! `outhook migrate`: brings the database schema to the version of this build, then exits.
 
 use clap::Parser;
 use outbox::service::database::DatabaseConfig;
@@ -22,13 +22,13 @@ struct Config {
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() {
+pub(crate) async fn run() {
     let config: Config = env::read();
     telemetry::start_logging(&config.log);
-    env::end::<Config>(run(&config).await)
+    env::end::<Config>(migrate(&config).await)
 }
 
-async fn run(config: &Config) -> anyhow::Result<()> {
+async fn migrate(config: &Config) -> anyhow::Result<()> {
     config.database.check_session("outhook-migrate").await?;
     let mut client = config.database.connect("outhook-migrate").await?;
     outhook_migrate::migrate(&mut client).await?;

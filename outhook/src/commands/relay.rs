@@ -1,4 +1,4 @@
-//! `outhook-relay`: publishes the outbox to RabbitMQ.
+//! `outhook relay`: publishes the outbox to RabbitMQ.
 
 use std::time::Duration;
 
@@ -11,16 +11,16 @@ use outhook_relay::Config;
 const LONGEST_TURN: Duration = Duration::from_secs(15);
 
 #[tokio::main]
-async fn main() {
+pub(crate) async fn run() {
     let config: Config = env::read();
     if let Err(error) = config.check() {
         env::refuse::<Config>(error);
     }
     telemetry::start_logging(&config.log);
-    env::end::<Config>(run(config).await)
+    env::end::<Config>(publish(config).await)
 }
 
-async fn run(config: Config) -> anyhow::Result<()> {
+async fn publish(config: Config) -> anyhow::Result<()> {
     let (stop, hangups) = (shutdown::listen()?, reload::listen()?);
     let renewed = config.clone();
     hangups.apply(move |config: Config| renewed.renew(config));

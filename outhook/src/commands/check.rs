@@ -1,4 +1,4 @@
-//! `outhook-check`: asks a running Outhook's database whether it kept its promises.
+//! `outhook check`: asks a running Outhook's database whether it kept its promises.
 
 use std::fmt::Arguments;
 use std::io::{Write, stdout};
@@ -40,9 +40,9 @@ struct Config {
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() {
+pub(crate) async fn run() {
     let config: Config = env::read();
-    match run(&config).await {
+    match check_all(&config).await {
         Ok(true) => exit(0),
         Ok(false) => exit(VIOLATED),
         Err(error) => {
@@ -53,7 +53,7 @@ async fn main() {
 }
 
 /// Whether everything holds.
-async fn run(config: &Config) -> anyhow::Result<bool> {
+async fn check_all(config: &Config) -> anyhow::Result<bool> {
     let mut connection = config.database.connect_alone("outhook-check").await?;
     begin_snapshot(&mut connection, Duration::from_secs(config.timeout_sec)).await.context("cannot begin")?;
     ensure!(
