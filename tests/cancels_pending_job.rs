@@ -52,7 +52,7 @@ async fn a_job_that_waits_for_its_retry_is_withdrawn_and_its_message_dropped() {
     let outbox_id = sqlx::query_scalar("SELECT outbox_id FROM webhook_jobs").fetch_one(stack.pool()).await;
     assert_eq!(stack.client.cancel(id).await.status, 200);
     // What the relay would have published a moment before the cancel.
-    let message = outbox::broker::task::Message::new(id, 1, outbox_id.expect("the job has its row"), None);
+    let message = outbox::broker::task::Task::new(id, 1, outbox_id.expect("the job has its row"), None);
     stack.broker.publish(&message.encode()).await;
     wait_until("the message to be refused", PATIENCE, async || {
         stack.workers[0].counter("outhook_worker_refused_total").await > 0.0

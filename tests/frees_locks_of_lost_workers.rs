@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use harness::attempts::attempts;
 use harness::{Mode, PATIENCE, Stack, TcpProxy, look_for, report, wait_until};
-use outbox::broker::task::Message;
+use outbox::broker::task::Task;
 use tokio::time::{Instant, sleep};
 
 /// For what the lost worker held to be delivered: its lease of six seconds, a session's end, and a busy machine.
@@ -114,7 +114,7 @@ async fn a_lease_that_is_renewed_after_the_look_is_not_taken_over() {
     sqlx::query(renew).execute(&mut *renewal).await.expect("the owner may do it");
 
     let outbox_id = sqlx::query_scalar("SELECT outbox_id FROM webhook_jobs").fetch_one(stack.pool()).await;
-    let message = Message::new(id, 0, outbox_id.expect("the job has its row"), None);
+    let message = Task::new(id, 0, outbox_id.expect("the job has its row"), None);
     stack.broker.publish(&message.encode()).await;
     let waits = "SELECT count(*) FROM pg_stat_activity
         WHERE datname = current_database() AND application_name = 'outhook-worker' AND wait_event_type = 'Lock'";

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Parser;
 use harness::Servers;
 use harness::database::Database;
-use outbox::broker::task::Message;
+use outbox::broker::task::Task;
 use outbox::destination::hold::hold_published;
 use outbox::due::{DueRow, Statements, claim_chosen, claim_due, make_due_again, mark_published, next_due, scan_due};
 use outbox::job::claim::{Lease, claim, recover_claim};
@@ -53,7 +53,7 @@ async fn plans_made_for_empty_tables_read_no_full_ones() {
     let worker = service.database.pool_with("worker", 1, MINUTE, &[JOIN_BY_HASH]);
     for _ in 0..USES {
         assert_eq!(publish(&mut relay, &statements).await.len(), 0);
-        let unknown: Vec<Message> = (0..BATCH).map(|_| Message::new(Uuid::now_v7(), 0, 1, None)).collect();
+        let unknown: Vec<Task> = (0..BATCH).map(|_| Task::new(Uuid::now_v7(), 0, 1, None)).collect();
         assert_eq!(deliver(&worker, &unknown).await, 0);
     }
 
@@ -92,7 +92,7 @@ impl Reads {
 }
 
 /// What the relay does without a broker. Returns the messages of what was due.
-async fn publish(relay: &mut Client, statements: &Statements) -> Vec<Message> {
+async fn publish(relay: &mut Client, statements: &Statements) -> Vec<Task> {
     let limit = BATCH.try_into().expect("it is small");
     let transaction = relay.transaction().await.expect("it begins");
     let due = claim_due(&transaction, statements, limit, None).await.expect("rows are claimed");
@@ -108,16 +108,16 @@ async fn publish(relay: &mut Client, statements: &Statements) -> Vec<Message> {
     transaction.rollback().await.expect("it ends");
     next_due(relay, statements, 0).await.expect("it is answered");
     make_due_again(relay, 0, 1_000).await.expect("it is answered");
-    due.into_iter().map(|row| row.message).collect()
+    due.into_iter().map(|row| row.task).collect()
 }
 
 /// What the worker does without a receiver, and what it does when something is in the way. Returns how many
 /// jobs it finished.
-async fn deliver(pool: &Pool, messages: &[Message]) -> usize {
+async fn deliver(pool: &Pool, messages: &[Task]) -> usize {
     let job_ids: Vec<Uuid> = messages.iter().map(|message| message.job_id).collect();
     let lease = Lease { timeout: MINUTE, margin: MINUTE };
     let none: Vec<_> =
-        messages.iter().map(|message| (Message::new(Uuid::now_v7(), 7, message.outbox_id, None), MINUTE)).collect();
+        messages.iter().map(|message| (Task::new(Uuid::now_v7(), 7, message.outbox_id, None), MINUTE)).collect();
     let none: Vec<_> = none.iter().map(|(message, wait)| (message, *wait)).collect();
     postpone(pool, &none).await.expect("rows of other jobs are left alone");
     hold_published(pool, messages).await.expect("rows are held");

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use harness::database::service_pool;
 use harness::{PATIENCE, Stack, wait_until};
-use outbox::broker::task::Message;
+use outbox::broker::task::Task;
 use outbox::job::{claim, unclaimed};
 use uuid::Uuid;
 
@@ -13,7 +13,7 @@ use uuid::Uuid;
 async fn message(stack: &Stack, job_id: Uuid, attempt: i32) -> Vec<u8> {
     let outbox_id = sqlx::query_scalar("SELECT outbox_id FROM webhook_jobs WHERE id = $1").bind(job_id);
     let outbox_id: i64 = outbox_id.fetch_one(stack.pool()).await.expect("the job has its row");
-    Message::new(job_id, attempt, outbox_id, None).encode()
+    Task::new(job_id, attempt, outbox_id, None).encode()
 }
 
 async fn publish_times(stack: &Stack, message: &[u8], times: usize) {
@@ -96,7 +96,7 @@ async fn a_row_is_due_at_the_leases_end_although_its_publication_is_being_record
     let id = stack.post("{}", "").await.job_id;
     let mut relay = stack.pool().begin().await.expect("a transaction begins");
     sqlx::raw_sql("SELECT FROM outbox FOR UPDATE").execute(&mut *relay).await.expect("the row is free");
-    let message = Message::decode(&message(&stack, id, 0).await).expect("it was just encoded");
+    let message = Task::decode(&message(&stack, id, 0).await).expect("it was just encoded");
     let lease = claim::Lease { timeout: Duration::from_secs(3), margin: Duration::ZERO };
     let pool = service_pool(stack.database_url(), 1, &[]);
     let claimed = claim::claim(&pool, std::slice::from_ref(&message), "a worker that is lost", lease).await;
@@ -129,7 +129,7 @@ async fn garbage_is_dead_lettered_and_the_consumer_lives() {
         stack.broker.publish(message).await;
     }
     // Well-formed, of a job that does not exist: nothing to do, and no poison either.
-    stack.broker.publish(&Message::new(Uuid::now_v7(), 0, 1, None).encode()).await;
+    stack.broker.publish(&Task::new(Uuid::now_v7(), 0, 1, None).encode()).await;
     stack.post("{}", "").await;
     stack.wait_for_deliveries(1).await;
     let dead = u32::try_from(garbage.len()).expect("it is small");

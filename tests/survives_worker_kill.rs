@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use harness::load::Burst;
 use harness::{PATIENCE, Program, Stack, report, wait_for, wait_until};
-use outbox::broker::task::Message;
+use outbox::broker::task::Task;
 
 /// What a worker leases: its HTTP time-out of 2 s, which the tests set, and its margin of 5 s.
 const LEASE: Duration = Duration::from_secs(7);
@@ -158,7 +158,7 @@ async fn a_paused_worker_does_not_settle_the_attempt_of_its_successor() {
     wait_until("the lease to end", PATIENCE, async || stack.count(expired).await == 1).await;
     // The broker still believes the first worker to be alive; a copy of its message finds that it is not.
     let outbox_id = sqlx::query_scalar("SELECT outbox_id FROM webhook_jobs").fetch_one(stack.pool()).await;
-    let message = Message::new(id, 0, outbox_id.expect("the job has its row"), None);
+    let message = Task::new(id, 0, outbox_id.expect("the job has its row"), None);
     stack.broker.publish(&message.encode()).await;
     stack.wait_for_deliveries(2).await;
 

@@ -72,11 +72,11 @@ pub(crate) struct PublishConfig {
     /// Longest sleep between two looks at the outbox, in milliseconds, should notifications get lost.
     #[arg(long, env, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(10..=1_000))]
     relay_poll_interval_ms: u64,
-    /// Messages that may wait in the queue for a worker, at the most. Usually that is what workers take in 0.25 s, and
+    /// Tasks that may wait in the queue for a worker, at the most. Usually that is what workers take in 0.25 s, and
     /// the backlog stays in Postgres.
     #[arg(long, env, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub relay_queue_limit: u32,
-    /// Seconds after which a published message whose job did not move is taken as lost and published again.
+    /// Seconds after which a published task whose job did not move is taken as lost and published again.
     #[arg(long, env, default_value_t = 900, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     republish_interval_sec: u64,
     /// Webhooks a second that are set free for a destination that recovers, at the most.

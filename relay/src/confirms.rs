@@ -1,11 +1,11 @@
-//! What the broker says of a batch's messages. Pure.
+//! What the broker says of a batch's tasks. Pure.
 
 use std::collections::HashSet;
 
 use lapin::Confirmation;
 use outbox::due::DueRow;
 
-/// What the broker said of a message.
+/// What the broker said of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Confirm {
     /// It is on disk, in the queue.
@@ -21,11 +21,11 @@ pub(crate) struct Judgement {
     pub confirms: Vec<Confirm>,
     /// Whether another publisher may do better.
     pub spent: bool,
-    /// Whether a message came back because no queue took it.
+    /// Whether a task came back because no queue took it.
     pub unroutable: bool,
 }
 
-/// Matches confirmations with rows. A returned message rides on any confirm of the batch, so returns are
+/// Matches confirmations with rows. A returned task rides on any confirm of the batch, so returns are
 /// matched by message id.
 pub(crate) fn judge(rows: &[DueRow], confirmations: Vec<Option<Confirmation>>) -> Judgement {
     let mut confirms = vec![Confirm::Unknown; rows.len()];
@@ -58,20 +58,20 @@ pub(crate) fn judge(rows: &[DueRow], confirmations: Vec<Option<Confirmation>>) -
 mod tests {
     use std::time::SystemTime;
 
-    use outbox::broker::task::Message;
+    use outbox::broker::task::Task;
     use uuid::Uuid;
 
     use super::*;
 
     fn row(id: u128) -> DueRow {
-        let message = Message::new(Uuid::from_u128(id), 0, 1, None);
+        let task = Task::new(Uuid::from_u128(id), 0, 1, None);
         DueRow {
             message_id: Uuid::from_u128(id),
-            rings_again: false,
+            was_published: false,
             has_no_turn: false,
             is_held_back: false,
             due_at: SystemTime::UNIX_EPOCH,
-            message,
+            task,
         }
     }
 

@@ -20,22 +20,22 @@ const ROWS_COST: u32 = 200;
 const LONGEST_COUNT_SPACING: Duration = Duration::from_mins(2);
 
 pub(crate) struct Counts {
-    sick_counted: Instant,
+    next_sick: Instant,
     /// Whether there were any.
-    sick_were_counted: bool,
-    rows_counted: Instant,
+    had_sick: bool,
+    next_rows: Instant,
 }
 
 impl Counts {
     pub(crate) const fn new(now: Instant) -> Self {
-        Self { sick_counted: now, sick_were_counted: false, rows_counted: now }
+        Self { next_sick: now, had_sick: false, next_rows: now }
     }
 
     /// At most so often: it is for people to see.
     pub(crate) async fn sick(&mut self, client: &Client, work: Work) -> Result<(), Error> {
-        if self.sick_counted <= Instant::now() && (work.sick || self.sick_were_counted) {
-            self.sick_counted = Instant::now() + COUNT_SPACING;
-            self.sick_were_counted = work.sick;
+        if self.next_sick <= Instant::now() && (work.sick || self.had_sick) {
+            self.next_sick = Instant::now() + COUNT_SPACING;
+            self.had_sick = work.sick;
             let counted = count_sick(client, MOST_COUNTED).await?;
             for state in SICK {
                 let count = counted.get(state).copied().unwrap_or_default();
@@ -47,7 +47,7 @@ impl Counts {
 
     pub(crate) async fn rows(&mut self, client: &Client) -> Result<(), Error> {
         let began = Instant::now();
-        if self.rows_counted > began {
+        if self.next_rows > began {
             return Ok(());
         }
         match due::count(client, MOST_COUNTED).await {
@@ -56,7 +56,7 @@ impl Counts {
             Err(error) if is_of_one_row(&error) => warn!(%error, "cannot count the rows of the outbox"),
             Err(error) => return Err(error),
         }
-        self.rows_counted = Instant::now() + (began.elapsed() * ROWS_COST).clamp(COUNT_SPACING, LONGEST_COUNT_SPACING);
+        self.next_rows = Instant::now() + (began.elapsed() * ROWS_COST).clamp(COUNT_SPACING, LONGEST_COUNT_SPACING);
         Ok(())
     }
 }

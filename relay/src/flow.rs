@@ -5,10 +5,10 @@ use std::time::Duration;
 /// How fast the workers empty the queue, as far as this relay can see.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Flow {
-    /// Messages that were published since the queue's length was asked last, and what that was.
+    /// Tasks that were published since the queue's length was asked last, and what that was.
     pub published: u32,
     ready: u32,
-    /// Messages a second that were taken from the queue.
+    /// Tasks a second that were taken from the queue.
     rate: f64,
 }
 

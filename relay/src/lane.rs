@@ -37,7 +37,7 @@ const BATCH_SPACING: Duration = Duration::from_millis(4);
 const FULL_QUEUE_WAIT: Duration = Duration::from_millis(20);
 
 /// A queue that is missing is not declared again before this: declared within some 20 ms, RabbitMQ 3.10 and 3.12 leave
-/// those who consumed from the one before without messages and without a word. From 50 ms on they are told.
+/// those who consumed from the one before without tasks and without a word. From 50 ms on they are told.
 const DEAD_QUEUE_WAIT: Duration = Duration::from_secs(1);
 
 /// Rows gone through in one statement when the broker was wiped.
@@ -47,7 +47,7 @@ const REWIND_PAGE: i64 = 2_000;
 const LONGEST_LEASE: Duration = Duration::from_secs(320);
 
 /// The commits of a lane need not wait for the disk: losing one in a crash of Postgres means that its rows are due
-/// again, so that their messages are published once more and refused by the claim.
+/// again, so that their tasks are published once more and refused by the claim.
 const SESSION: &str = "SET synchronous_commit = off";
 
 pub(crate) struct Lane {
@@ -195,7 +195,7 @@ impl Lane {
         Ok(())
     }
 
-    /// Connects to the broker. A queue that is missing was never made, or was wiped with its messages:
+    /// Connects to the broker. A queue that is missing was never made, or was wiped with its tasks:
     /// all that was published is made due *before* the queue exists anew, so that a relay that is killed
     /// in between leaves the same sight to the next one.
     async fn connect_broker(&mut self) -> Result<(), Lost> {
@@ -212,7 +212,7 @@ impl Lane {
         if !broker.queue_exists(&connection).await? {
             let seen = Instant::now();
             let rows = rewind(database, self.config.publish.republish_interval() + LONGEST_LEASE).await?;
-            info!(rows, "the queue does not exist: made its messages due again");
+            info!(rows, "the queue does not exist: made its tasks due again");
             kill_point!("relay.after_rewind");
             // Unless there never was one.
             if self.announced || rows > 0 {

@@ -18,14 +18,14 @@ pub const METRICS: &[Metric] = &[
     Metric::counter("outhook_relay_published_total", "Rows published for the first time, after the broker's confirm."),
     Metric::counter(
         "outhook_relay_republished_total",
-        "Rows published again, because their message came to nothing within REPUBLISH_INTERVAL_SEC or was lost.",
+        "Rows published again, because their task came to nothing within REPUBLISH_INTERVAL_SEC or was lost.",
     ),
-    Metric::counter("outhook_relay_refused_total", "Messages that the broker refused or had no queue for."),
-    Metric::counter("outhook_relay_unconfirmed_total", "Messages that the broker did not confirm in time."),
+    Metric::counter("outhook_relay_refused_total", "Tasks that the broker refused or had no queue for."),
+    Metric::counter("outhook_relay_unconfirmed_total", "Tasks that the broker did not confirm in time."),
     Metric::sizes("outhook_relay_batch_size", "Rows published in one transaction."),
     Metric::gauge(
         "outhook_relay_queue_ready_messages",
-        "Messages that wait in the queue for a worker, as last asked of the broker.",
+        "Tasks that wait in the queue for a worker, as last asked of the broker.",
     ),
     Metric::gauge(
         "outhook_relay_queue_members",
@@ -37,11 +37,11 @@ pub const METRICS: &[Metric] = &[
     ),
     Metric::gauge(
         "outhook_relay_blocked",
-        "Connections from which the broker takes no messages, for it lacks memory or disk.",
+        "Connections from which the broker takes no tasks, for it lacks memory or disk.",
     ),
     Metric::counter(
         "outhook_relay_missing_total",
-        "Rows published again because the broker had lost their messages: a purge, a policy, another consumer.",
+        "Rows published again because the broker had lost their tasks: a purge, a policy, another consumer.",
     ),
     Metric::counters(
         "outhook_relay_reconnects_total",

@@ -70,7 +70,7 @@ impl Missing {
     }
 }
 
-/// The rows whose messages are not in the queue. A queue hands out the oldest first, so those that it has are the
+/// The rows whose tasks are not in the queue. A queue hands out the oldest first, so those that it has are the
 /// youngest.
 fn lost(unclaimed: &[i64], ready: u32) -> &[i64] {
     &unclaimed[..unclaimed.len().saturating_sub(ready as usize)]
@@ -82,8 +82,8 @@ fn say(rows: u64, ready: u32) {
         warn!(
             rows,
             ready,
-            "RabbitMQ has lost messages, which are published again: see whether its queue was purged, is consumed by \
-             somebody else, or has a policy with message-ttl, max-length or expires (rabbitmqctl list_policies)"
+            "RabbitMQ has lost tasks, which are published again: see whether its queue was purged, is consumed by \
+             somebody else, or has a policy with task-ttl, max-length or expires (rabbitmqctl list_policies)"
         );
     }
 }

@@ -74,7 +74,7 @@ pub(crate) async fn publish_due(
     }
     kill_point!("relay.after_claim");
     let batch_size = claimed.len();
-    let rows = due::put_right(&transaction, claimed).await?;
+    let rows = due::sift_published(&transaction, claimed).await?;
     let mut rows = ordering::line_up(&transaction, rows).await?;
     let confirms = publisher.publish(&mut rows).await;
 
@@ -84,7 +84,7 @@ pub(crate) async fn publish_due(
         due::mark_published(&transaction, statements, &confirmed, config.republish_interval()).await?;
     }
     if !others.is_empty() {
-        due::push_back(&transaction, &others, REFUSED_DELAY).await?;
+        due::postpone(&transaction, &others, REFUSED_DELAY).await?;
     }
     kill_point!("relay.before_commit");
     kill_point_in!("relay.in_commit", transaction.commit()).await?;
@@ -168,7 +168,9 @@ fn split(rows: &[DueRow], confirms: &[Confirm]) -> (Vec<i64>, Vec<i64>) {
 fn count(rows: &[DueRow], confirms: &[Confirm]) {
     for (row, confirm) in rows.iter().zip(confirms) {
         match confirm {
-            Confirm::Confirmed if row.rings_again => metrics::counter!("outhook_relay_republished_total").increment(1),
+            Confirm::Confirmed if row.was_published => {
+                metrics::counter!("outhook_relay_republished_total").increment(1);
+            }
             Confirm::Confirmed => metrics::counter!("outhook_relay_published_total").increment(1),
             Confirm::Refused => metrics::counter!("outhook_relay_refused_total").increment(1),
             Confirm::Unknown => metrics::counter!("outhook_relay_unconfirmed_total").increment(1),

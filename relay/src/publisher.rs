@@ -21,32 +21,32 @@ use crate::flow::Flow;
 use crate::queue_length::QueueLength;
 use crate::trace;
 
-/// Persistent, as AMQP writes it: the message outlives the broker.
+/// Persistent, as AMQP writes it: the task outlives the broker.
 const PERSISTENT: u8 = 2;
 
 pub(crate) struct Publisher {
     connection: Connection,
     channel: Channel,
-    /// The queue's length is asked by a channel of its own: one whose messages wait for a leader confirms nothing else.
+    /// The queue's length is asked by a channel of its own: one whose tasks wait for a leader confirms nothing else.
     looks: Channel,
     broker: BrokerConfig,
-    /// Messages that may still be published before the queue's length is asked again.
+    /// Tasks that may still be published before the queue's length is asked again.
     room: u32,
     /// When it was asked last.
     asked: Instant,
     queue: QueueLength,
     flow: Flow,
-    /// Whether a message came back or stayed without an answer, or all were refused: another connection may
+    /// Whether a task came back or stayed without an answer, or all were refused: another connection may
     /// do better.
     spent: bool,
-    /// Whether a message came back because no queue took it.
+    /// Whether a task came back because no queue took it.
     unroutable: bool,
-    /// Messages without an answer, and since when these are waited for. The channel publishes nothing before it has them.
+    /// Tasks without an answer, and since when these are waited for. The channel publishes nothing before it has them.
     late: Option<(FuturesUnordered<PublisherConfirm>, Instant)>,
 }
 
 /// The queue's length is asked at least this often, so that a lane with nothing to publish notices a
-/// queue that was deleted with the messages in it.
+/// queue that was deleted with the tasks in it.
 const ASK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Where a cluster's node confirms and does not confirm, the queue has no leader for now, and this channel hears of the next
@@ -73,7 +73,7 @@ impl Publisher {
         Ok(Self { connection, channel, looks, broker, room: 0, asked, queue, flow, spent, unroutable, late })
     }
 
-    /// Whether a message came back because no queue took it: the queue or the binding is gone.
+    /// Whether a task came back because no queue took it: the queue or the binding is gone.
     pub(crate) const fn is_unroutable(&self) -> bool {
         self.unroutable
     }
@@ -89,7 +89,7 @@ impl Publisher {
         self.connection.status().connected() && self.connection.status().blocked()
     }
 
-    /// How many messages the queue takes now, up to `wanted`; 0 also if it would be a few only. It is kept no longer than
+    /// How many tasks the queue takes now, up to `wanted`; 0 also if it would be a few only. It is kept no longer than
     /// `limit`, and than workers empty in a moment: a webhook waits behind all that lie in it.
     ///
     /// The backlog belongs in Postgres: a short queue is quick to drain, to lose and to make anew.
@@ -137,7 +137,7 @@ impl Publisher {
                     kill_point!("relay.between_publishes");
                 }
                 Ok(Err(error)) => {
-                    let error = BrokerError::Client("a message", error);
+                    let error = BrokerError::Client("a task", error);
                     warn!(%error, "publishing failed");
                     break;
                 }
@@ -160,14 +160,14 @@ impl Publisher {
     }
 
     async fn publish_one(&self, row: &DueRow) -> Result<PublisherConfirm, lapin::Error> {
-        // Mandatory: a message that no queue takes comes back instead of vanishing.
+        // Mandatory: a task that no queue takes comes back instead of vanishing.
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
         let properties = BasicProperties::default()
             .with_message_id(row.message_id.to_string().into())
             .with_content_type("application/json".into())
             .with_delivery_mode(PERSISTENT);
         let (exchange, routing_key) = (self.broker.exchange().into(), self.broker.routing_key().into());
-        self.channel.basic_publish(exchange, routing_key, options, &row.message.encode(), properties).await
+        self.channel.basic_publish(exchange, routing_key, options, &row.task.encode(), properties).await
     }
 
     /// Says goodbye to the broker.
@@ -188,12 +188,12 @@ async fn log_blocking(mut events: impl futures_util::Stream<Item = Event> + Unpi
                 is_blocked = true;
                 warn!(
                     reason,
-                    "degraded: RabbitMQ takes no messages until it has memory and disk again; they stay in Postgres"
+                    "degraded: RabbitMQ takes no tasks until it has memory and disk again; they stay in Postgres"
                 );
             }
             Event::ConnectionUnblocked => {
                 is_blocked = false;
-                warn!("RabbitMQ takes messages again");
+                warn!("RabbitMQ takes tasks again");
             }
             Event::Error(_) => is_blocked = false,
             _ => {}

@@ -26,7 +26,7 @@ struct Seen {
 }
 
 impl QueueLength {
-    /// Notes how many messages wait for a worker.
+    /// Notes how many tasks wait for a worker.
     pub(crate) fn saw(&self, ready: u32, now: Instant) {
         let seen = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match seen.lengths.back_mut() {

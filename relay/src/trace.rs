@@ -6,19 +6,19 @@ use traces::{Attempt, Span};
 
 use crate::confirms::Confirm;
 
-/// Begins a span for each row that is about to be published, and lets its message carry that on. No spans if no traces
+/// Begins a span for each row that is about to be published, and lets its task carry that on. No spans if no traces
 /// are made.
 pub(crate) fn begin(rows: &mut [DueRow], broker: &BrokerConfig) -> Vec<Option<Span>> {
     if !traces::are_on() {
         return Vec::new();
     }
     let begin = |row: &mut DueRow| {
-        let message = &mut row.message;
+        let task = &mut row.task;
         // The claim raises it by one.
-        let number = message.attempt + 1;
-        let attempt = Attempt { job_id: message.job_id, number, parent: message.traceparent.as_deref() };
+        let number = task.attempt + 1;
+        let attempt = Attempt { job_id: task.job_id, number, parent: task.traceparent.as_deref() };
         let span = traces::publish(attempt, row.message_id, broker)?;
-        message.traceparent = Some(span.traceparent());
+        task.traceparent = Some(span.traceparent());
         Some(span)
     };
     rows.iter_mut().map(begin).collect()

@@ -145,7 +145,7 @@ impl Upkeep {
             self.checked = began + CHECK_SPACING;
             moved += self.make_due_again(&client).await?;
         }
-        moved += self.tend_destinations(&mut client, work).await?;
+        moved += self.look_after_destinations(&mut client, work).await?;
         self.find_latecomers(&client, &statements).await?;
         if work.leftovers && self.forgotten <= began {
             self.forgotten = began + FORGET_SPACING;
@@ -197,7 +197,7 @@ impl Upkeep {
         Ok(checked.due.unsigned_abs().into())
     }
 
-    async fn tend_destinations(&mut self, client: &mut Client, work: Work) -> Result<u64, Error> {
+    async fn look_after_destinations(&mut self, client: &mut Client, work: Work) -> Result<u64, Error> {
         let mut freed = 0;
         if work.sick {
             freed += self.release(client).await?;

@@ -16,7 +16,7 @@ struct Inner {
 
 /// How it stands.
 #[derive(Clone, Debug)]
-pub struct Standing {
+pub struct UnclaimedJob {
     /// What is broken, or else was last.
     pub name: String,
     /// Whether it still is.
@@ -60,10 +60,15 @@ impl Excuses {
         remove(&mut self.lock().brief, name);
     }
 
-    pub fn standing(&self) -> Standing {
+    pub fn standing(&self) -> UnclaimedJob {
         let inner = self.lock();
         let name = inner.active.last().unwrap_or(&inner.last).clone();
-        Standing { name, is_active: !inner.active.is_empty(), ended: inner.ended, brief: inner.brief.last().cloned() }
+        UnclaimedJob {
+            name,
+            is_active: !inner.active.is_empty(),
+            ended: inner.ended,
+            brief: inner.brief.last().cloned(),
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use harness::servers::Server as Service;
 use harness::tcp_proxy::Direction;
 use harness::{Mode, PATIENCE, Program, wait_until};
-use outbox::broker::task::Message;
+use outbox::broker::task::Task;
 use rustix::process::Signal;
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
@@ -133,7 +133,7 @@ async fn repeat_messages(arena: &Arena, amount: u64) {
         .expect("publications can be read");
     for (id, attempt, outbox_id) in published {
         for _ in 0..2 {
-            arena.stack.broker.publish(&Message::new(id, attempt, outbox_id, None).encode()).await;
+            arena.stack.broker.publish(&Task::new(id, attempt, outbox_id, None).encode()).await;
         }
     }
 }

@@ -12,7 +12,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::excuses::{Excuses, Standing};
+use crate::excuses::{Excuses, UnclaimedJob};
 use crate::gate::Gate;
 
 /// Between two looks.
@@ -141,7 +141,7 @@ impl Watcher {
         let lines: Vec<Line> = rows.iter().map(Line::from_row).collect();
         let standing = self.excuses.standing();
         // What broke while it looked is as good as broken before.
-        let standing = Standing {
+        let standing = UnclaimedJob {
             is_active: standing.is_active || began.is_active,
             brief: standing.brief.or(began.brief),
             ..standing
@@ -155,7 +155,7 @@ impl Watcher {
     }
 
     /// Brings what is known up to date.
-    fn note(&mut self, lines: &[Line], standing: &Standing, now: Instant) {
+    fn note(&mut self, lines: &[Line], standing: &UnclaimedJob, now: Instant) {
         let stopped = if standing.brief.is_some() { now - self.looked } else { Duration::ZERO };
         self.looked = now;
         let present: HashSet<(String, String)> = lines.iter().map(key_of).collect();
@@ -219,7 +219,7 @@ impl Watcher {
         Ok(())
     }
 
-    async fn judge(&mut self, lines: &[Line], standing: &Standing, now: Instant) -> Result<(), sqlx::Error> {
+    async fn judge(&mut self, lines: &[Line], standing: &UnclaimedJob, now: Instant) -> Result<(), sqlx::Error> {
         for line in lines {
             let still = self.still.get_mut(&key_of(line)).expect("it was noted");
             if line.is_reason {

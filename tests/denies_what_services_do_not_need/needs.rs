@@ -7,7 +7,7 @@ use anyhow::Context;
 use harness::Servers;
 use harness::database::{Database, service_pool};
 use harness::report;
-use outbox::broker::task::Message;
+use outbox::broker::task::Task;
 use outbox::destination::breaker::{CoolDown, Finding};
 use outbox::destination::hold::{free_strays, hold_due, hold_published};
 use outbox::destination::limit::reserve_slots;
@@ -18,8 +18,8 @@ use outbox::destination::upkeep::{forget, work};
 use outbox::due::missing::{find_unclaimed, make_due, still_held};
 use outbox::due::ordering::{give_turns, line_up};
 use outbox::due::{
-    DueRow, Statements, claim_chosen, claim_due, make_due_again, mark_published, next_due, push_back, put_right,
-    rewind, scan_due,
+    DueRow, Statements, claim_chosen, claim_due, make_due_again, mark_published, next_due, postpone as postpone_due,
+    rewind, scan_due, sift_published,
 };
 use outbox::job::accept::{Idempotency, NewJob, accept};
 use outbox::job::cancel::cancel;
@@ -99,8 +99,8 @@ impl Service {
         let statements = Statements::prepare(&self.client).await?;
         let transaction = self.client.transaction().await?;
         let due = claim_due(&transaction, &statements, 10, None).await?;
-        assert!(due.iter().any(|row| row.rings_again), "nothing rings again");
-        let due = put_right(&transaction, due).await?;
+        assert!(due.iter().any(|row| row.was_published), "nothing rings again");
+        let due = sift_published(&transaction, due).await?;
         let ids: Vec<i64> = due.iter().map(DueRow::id).collect();
         let waiting = due.iter().filter(|row| row.has_no_turn).count();
         assert_eq!(line_up(&transaction, due).await?.len() + waiting, ids.len());
@@ -111,7 +111,7 @@ impl Service {
         free_strays(&transaction, "").await?;
         forget(&transaction).await?;
         mark_published(&transaction, &statements, &ids, Duration::from_secs(1)).await?;
-        push_back(&transaction, &ids, Duration::from_secs(1)).await?;
+        postpone_due(&transaction, &ids, Duration::from_secs(1)).await?;
         next_due(&transaction, &statements, 0).await?;
         rewind(&transaction, 10, Duration::from_secs(1), None).await?;
         give_turns(&transaction, &statements, 0, 10).await?;
@@ -133,7 +133,7 @@ impl Service {
         let job_id: Uuid =
             sqlx::query_scalar("SELECT outhook.enqueue($1, '{}')").bind(DESTINATION).fetch_one(&self.owner).await?;
         installation(&self.own).await?;
-        let messages = [Message::new(job_id, 0, 1, None)];
+        let messages = [Task::new(job_id, 0, 1, None)];
         assert_eq!(claim(&self.own, &messages, "worker", lease).await?.len(), 1, "nothing was claimed");
         recover_claim(&self.own, &messages, "worker", lease).await?;
         look_up(&self.own, &[Uuid::new_v4()]).await?;
@@ -147,7 +147,7 @@ impl Service {
 }
 
 impl Service {
-    async fn say_how_destinations_fare(&self, messages: &[Message]) -> anyhow::Result<()> {
+    async fn say_how_destinations_fare(&self, messages: &[Task]) -> anyhow::Result<()> {
         let second = Duration::from_secs(1);
         let cool_down = CoolDown { base: second, max: second };
         hold_published(&self.own, messages).await?;

@@ -9,7 +9,7 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
-use super::model::{Alarm, Attempt, JOBS, Job, Message, TurnEnd, World};
+use super::model::{Alarm, Attempt, JOBS, Job, Task, TurnEnd, World};
 use super::replay::Replay;
 use super::waiting::{Sickness, Waits};
 
@@ -60,7 +60,7 @@ impl Replay {
     /// Compares everything that the model knows, and asks for the invariants.
     pub async fn compare(&self, world: &World) {
         assert_eq!(self.rows().await, world.jobs.iter().map(visible).collect::<Vec<_>>(), "the rows (left), the model");
-        let broker: Vec<Message> = self.broker.iter().map(|message| self.in_model(message)).collect();
+        let broker: Vec<Task> = self.broker.iter().map(|message| self.in_model(message)).collect();
         assert_eq!(broker, world.broker, "what was published (left), the model");
         let under_way = self.under_way.iter().map(|(worker, job, message)| Attempt {
             worker: *worker,
@@ -78,8 +78,8 @@ impl Replay {
         assert!(violations.is_empty(), "{}", violations.join("\n"));
     }
 
-    fn in_model(&self, message: &outbox::broker::task::Message) -> Message {
-        Message { job: self.place(message.job_id), attempt: message.attempt }
+    fn in_model(&self, message: &outbox::broker::task::Task) -> Task {
+        Task { job: self.place(message.job_id), attempt: message.attempt }
     }
 
     /// Every job with its outbox row, in the order of acceptance. A second outbox row makes a job stand there twice.

@@ -46,7 +46,7 @@ pub struct Alarm {
 
 /// A message in the broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Message {
+pub struct Task {
     pub job: usize,
     pub attempt: i32,
 }
@@ -58,7 +58,7 @@ pub struct Attempt {
     pub job: usize,
     pub number: i32,
     /// What is acked at its end.
-    pub message: Message,
+    pub message: Task,
 }
 
 /// A relay's transaction over its publishing: the rows that it holds.
@@ -80,7 +80,7 @@ pub struct Turn {
 pub struct World {
     pub jobs: Vec<Job>,
     /// In no order: a message may be held back for as long as it likes.
-    pub broker: Vec<Message>,
+    pub broker: Vec<Task>,
     pub under_way: Vec<Attempt>,
     pub turn: Option<Turn>,
     /// Rows to look at again, by job and attempt: their messages were dropped because of a lease or somebody's lock.
@@ -129,7 +129,7 @@ pub enum Step {
 /// What a worker does with a batch of messages.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
-    pub claimed: Vec<Message>,
+    pub claimed: Vec<Task>,
     /// Jobs whose leases hold, and the messages' attempts: their rows are looked at again.
     pub leased: Vec<(usize, i32)>,
     /// Jobs whose workers are lost: they are taken over.
@@ -239,7 +239,7 @@ impl World {
             }
         }
         let claimed_now = |job: usize| batch.claimed.iter().any(|message| message.job == job);
-        for Message { job, attempt } in refused {
+        for Task { job, attempt } in refused {
             if claimed_now(job) || self.jobs[job].is_leased() {
                 batch.leased.push((job, attempt));
             } else if self.jobs[job].status == Status::Processing && !batch.lost.contains(&job) {
@@ -256,8 +256,8 @@ impl World {
     }
 
     /// What a relay publishes for a job.
-    pub fn message_of(&self, job: usize) -> Option<Message> {
-        self.jobs[job].alarm.map(|alarm| Message { job, attempt: alarm.attempt })
+    pub fn message_of(&self, job: usize) -> Option<Task> {
+        self.jobs[job].alarm.map(|alarm| Task { job, attempt: alarm.attempt })
     }
 
     /// Whether an attempt still has its job.

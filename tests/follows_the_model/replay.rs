@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use outbox::broker::task::Message;
+use outbox::broker::task::Task;
 use outbox::due;
 use outbox::due::ordering::line_up;
 use outbox::job::accept::{Accepted, NewJob, accept};
@@ -10,7 +10,7 @@ use outbox::job::cancel::{Cancellation, cancel};
 use outbox::job::claim::{Claimed, Lease, claim, recover_claim};
 use outbox::job::settle::settle;
 use outbox::job::states::{Status, Verdict};
-use outbox::job::unclaimed::{Standing, check_again, look_up};
+use outbox::job::unclaimed::{UnclaimedJob, check_again, look_up};
 use proptest_state_machine::{ReferenceStateMachine, StateMachineTest};
 use uuid::Uuid;
 
@@ -30,9 +30,9 @@ const LEASE: Lease = Lease { timeout: LONG, margin: Duration::ZERO };
 pub struct Replay {
     pub ground: &'static Ground,
     pub jobs: Vec<Uuid>,
-    pub broker: Vec<Message>,
+    pub broker: Vec<Task>,
     /// The worker, what it claimed, and the message that it did not ack yet.
-    pub under_way: Vec<(usize, Claimed, Message)>,
+    pub under_way: Vec<(usize, Claimed, Task)>,
     /// The rows that the relay's transaction publishes.
     turn: Vec<i64>,
     claims: u32,
@@ -138,12 +138,12 @@ impl Replay {
         let Ground { relay, statements, .. } = self.ground;
         relay.batch_execute("BEGIN").await.expect("a transaction begins");
         let claimed = due::claim_due(relay, statements, 1_000, None).await.expect("rows are claimed");
-        let rows = due::put_right(relay, claimed).await.expect("rows are put right");
+        let rows = due::sift_published(relay, claimed).await.expect("rows are put right");
         let mut rows = line_up(relay, rows).await.expect("rows are left waiting");
-        rows.sort_by_key(|row| self.place(row.message.job_id));
+        rows.sort_by_key(|row| self.place(row.task.job_id));
         self.turn = rows.iter().map(due::DueRow::id).collect();
         if arrives {
-            self.broker.extend(rows.into_iter().map(|row| row.message));
+            self.broker.extend(rows.into_iter().map(|row| row.task));
         }
     }
 
@@ -152,7 +152,7 @@ impl Replay {
         let rows = std::mem::take(&mut self.turn);
         match end {
             TurnEnd::Confirmed => due::mark_published(relay, statements, &rows, LONG).await.expect("rows are marked"),
-            TurnEnd::Unconfirmed => due::push_back(relay, &rows, LONG).await.expect("rows are pushed back"),
+            TurnEnd::Unconfirmed => due::postpone(relay, &rows, LONG).await.expect("rows are pushed back"),
             TurnEnd::Killed => {}
         }
         let last = if end == TurnEnd::Killed { "ROLLBACK" } else { "COMMIT" };
@@ -161,7 +161,7 @@ impl Replay {
 
     /// As the worker's consumer does it.
     pub async fn deliver(&mut self, worker: usize, places: &[usize], answer_lost: bool) {
-        let messages: Vec<Message> = places.iter().map(|place| self.broker[*place].clone()).collect();
+        let messages: Vec<Task> = places.iter().map(|place| self.broker[*place].clone()).collect();
         places.iter().rev().for_each(|place| drop(self.broker.remove(*place)));
         self.claims += 1;
         let (pool, name) = (&self.ground.services, format!("{worker}#{}", self.claims));
@@ -188,20 +188,19 @@ impl Replay {
         due::make_due_again(&self.ground.other_relay, 0, 1_000).await.expect("rows are looked at");
     }
 
-    pub async fn refuse(&self, refused: &[Message]) {
+    pub async fn refuse(&self, refused: &[Task]) {
         let pool = &self.ground.services;
         let job_ids: Vec<Uuid> = refused.iter().map(|message| message.job_id).collect();
-        let standings = look_up(pool, &job_ids).await.expect("jobs are looked up");
-        let (lost, others): (Vec<Standing>, Vec<Standing>) = standings.into_iter().partition(|it| it.lease_expired);
-        let is_held = |message: &Message, it: &Standing| {
+        let jobs = look_up(pool, &job_ids).await.expect("jobs are looked up");
+        let (lost, others): (Vec<UnclaimedJob>, Vec<UnclaimedJob>) = jobs.into_iter().partition(|it| it.lease_expired);
+        let is_held = |message: &Task, it: &UnclaimedJob| {
             it.status == Status::Processing || (it.status, it.attempt) == (Status::Pending, message.attempt)
         };
-        let is_to_check =
-            |message: &&Message| others.iter().any(|it| it.job_id == message.job_id && is_held(message, it));
+        let is_to_check = |message: &&Task| others.iter().any(|it| it.job_id == message.job_id && is_held(message, it));
         check_again(pool, refused.iter().filter(is_to_check)).await.expect("rows are listed");
-        for standing in lost {
-            let settled = settle(pool, &[settlements::of_lost(&standing)]).await.expect("it is answered");
-            assert!(settled.iter().all(|it| it.alarm_found), "the outbox row is gone");
+        for job in lost {
+            let settled = settle(pool, &[settlements::of_lost(&job)]).await.expect("it is answered");
+            assert!(settled.iter().all(|it| it.outbox_row_found), "the outbox row is gone");
             assert_eq!(settled.len(), 1, "nobody else could have taken it over");
         }
     }
@@ -210,7 +209,7 @@ impl Replay {
         let (worker, job, _) = self.under_way.remove(place);
         let settlement = settlements::of_attempt(worker, &job, verdict, retry_at_once);
         let settled = settle(&self.ground.services, std::slice::from_ref(&settlement)).await.expect("it is answered");
-        assert!(settled.iter().all(|it| it.alarm_found), "the outbox row is gone");
+        assert!(settled.iter().all(|it| it.outbox_row_found), "the outbox row is gone");
         if twice {
             let again = settle(&self.ground.services, &[settlement]).await.expect("it is answered");
             assert_eq!(again, [], "an attempt was settled twice");

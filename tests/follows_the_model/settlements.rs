@@ -5,7 +5,7 @@ use std::time::Duration;
 use outbox::job::claim::Claimed;
 use outbox::job::settle::Settlement;
 use outbox::job::states::{Outcome, Status, Verdict};
-use outbox::job::unclaimed::Standing;
+use outbox::job::unclaimed::UnclaimedJob;
 
 use super::replay::LONG;
 
@@ -30,16 +30,16 @@ pub fn of_attempt(worker: usize, job: &Claimed, verdict: Verdict, retry_at_once:
 }
 
 /// The record of an attempt whose worker was lost, on its behalf.
-pub fn of_lost(standing: &Standing) -> Settlement {
+pub fn of_lost(job: &UnclaimedJob) -> Settlement {
     Settlement {
-        job_id: standing.job_id,
-        attempt: standing.attempt,
-        status: after(Verdict::TryAgain, standing.retry_count, standing.max_attempts),
+        job_id: job.job_id,
+        attempt: job.attempt,
+        status: after(Verdict::TryAgain, job.retry_count, job.max_attempts),
         retry_in: Duration::ZERO,
-        ordered: standing.ordered,
+        ordered: job.ordered,
         taken_over: true,
-        worker: standing.claimed_by.clone(),
-        started_at: standing.started_at,
+        worker: job.claimed_by.clone(),
+        started_at: job.started_at,
         duration_ms: None,
         status_code: None,
         outcome: Outcome::Unknown,

@@ -1,10 +1,10 @@
-//! Claims the jobs of messages, and finds out what became of a claim that was not answered.
+//! Claims the jobs of tasks, and finds out what became of a claim that was not answered.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use outbox::broker::task::Message;
+use outbox::broker::task::Task;
 use outbox::job::claim::{self, Claimed};
 use outbox::service::database::is_of_one_row;
 use tokio::time::{Instant, sleep};
@@ -25,13 +25,9 @@ pub(crate) struct Claim {
     pub answered: Instant,
 }
 
-/// Claims what is free of the messages' jobs, and does not rest until Postgres has answered for each, or
+/// Claims what is free of the tasks' jobs, and does not rest until Postgres has answered for each, or
 /// the stop. Also returns the outbox rows of those whose jobs it cannot read.
-pub(crate) async fn claim_all(
-    worker: &Worker,
-    messages: &[Message],
-    stop: &CancellationToken,
-) -> (Vec<Claim>, HashSet<i64>) {
+pub(crate) async fn claim_all(worker: &Worker, tasks: &[Task], stop: &CancellationToken) -> (Vec<Claim>, HashSet<i64>) {
     // A name of its own for each batch: what a lost answer claimed is found again by it.
     let name: Arc<str> = format!("{}#{}", worker.name, worker.claims.fetch_add(1, Ordering::Relaxed)).into();
     let lease = worker.config.delivery.lease();
@@ -41,7 +37,7 @@ pub(crate) async fn claim_all(
     };
     let mut claimed: Vec<Claim> = Vec::new();
     let mut unreadable = HashSet::new();
-    let mut rest = messages.to_vec();
+    let mut rest = tasks.to_vec();
     let mut size = rest.len();
     let mut backoff = backoff();
     while !rest.is_empty() {
@@ -71,9 +67,9 @@ pub(crate) async fn claim_all(
         if stop.run_until_cancelled(sleep(backoff.next_wait())).await.is_none() {
             break;
         }
-        let Some(recovered) = recover_all(worker, messages, &name, stop).await else { break };
+        let Some(recovered) = recover_all(worker, tasks, &name, stop).await else { break };
         claimed = recovered.into_iter().map(|(job, asked)| claim_of(asked)(job)).collect();
-        rest.retain(|message| claimed.iter().all(|it| it.job.job_id != message.job_id));
+        rest.retain(|task| claimed.iter().all(|it| it.job.job_id != task.job_id));
     }
     (claimed, unreadable)
 }
@@ -82,13 +78,13 @@ pub(crate) async fn claim_all(
 /// `None` at the stop.
 async fn recover_all(
     worker: &Worker,
-    messages: &[Message],
+    tasks: &[Task],
     name: &str,
     stop: &CancellationToken,
 ) -> Option<Vec<(Claimed, Instant)>> {
     let lease = worker.config.delivery.lease();
     let mut recovered = Vec::new();
-    let mut parts = vec![messages];
+    let mut parts = vec![tasks];
     while let Some(part) = parts.pop() {
         let asked = Instant::now();
         match patiently(stop, || claim::recover_claim(&worker.pool, part, name, lease)).await {

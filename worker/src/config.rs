@@ -20,7 +20,7 @@ use crate::intake::Bounds;
 use crate::outcome::ResponsePolicy;
 use crate::signature::SigningKeys;
 
-/// Claims jobs as their messages come, posts them to their URLs and records what happened.
+/// Claims jobs as their tasks come, posts them to their URLs and records what happened.
 ///
 /// Any number may run side by side. Every option can be given as the environment variable in brackets.
 #[derive(Parser, Clone, Debug)]
@@ -147,7 +147,7 @@ impl DeliveryConfig {
         Lease { timeout: self.timeout(), margin: LEASE_MARGIN }
     }
 
-    /// Messages that RabbitMQ hands out ahead: one under way and one at hand for each slot.
+    /// Tasks that RabbitMQ hands out ahead: one under way and one at hand for each slot.
     pub(crate) const fn prefetch(&self) -> u16 {
         self.worker_concurrency.saturating_mul(2)
     }

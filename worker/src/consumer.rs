@@ -1,6 +1,6 @@
-//! Takes messages from the queue, claims their jobs in batches, and settles each message's fate.
+//! Takes tasks from the queue, claims their jobs in batches, and settles each task's fate.
 //!
-//! The one ack rule: a message is acked when Postgres no longer needs it, that is, after its attempt is
+//! The one ack rule: a task is acked when Postgres no longer needs it, that is, after its attempt is
 //! recorded or when its claim is refused. Garbage is dead-lettered. Everything else stays unacked and is
 //! handed out again when the connection ends.
 
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lapin::message::Delivery;
-use outbox::broker::task::Message;
+use outbox::broker::task::Task;
 use outbox::destination::limit::reserve_slots;
 use outbox::due::missing::still_held;
 use outbox::kill_point;
@@ -33,7 +33,7 @@ use crate::worker::Worker;
 const CLAIM_BATCH: usize = 200;
 
 /// Between the starts of two claims, while there is room in the batch: larger batches cost Postgres less a job.
-/// A message after a pause of this length waits for nothing.
+/// A task after a pause of this length waits for nothing.
 const CLAIM_SPACING: Duration = Duration::from_millis(5);
 
 /// How soon to look again at what waits for a slot, and how often at the most.
@@ -45,7 +45,7 @@ const WORD_AFTER: Duration = Duration::from_secs(1);
 const WORD_SPACING: Duration = Duration::from_secs(2);
 
 /// What a consumer leaves to the next one when its connection is lost: the deliveries under way go on.
-pub(crate) struct Desk {
+pub(crate) struct ConsumerState {
     pub intake: Intake<Delivery>,
     /// What came while the intake had no room.
     ahead: VecDeque<Received>,
@@ -56,7 +56,7 @@ pub(crate) struct Desk {
     strays: Strays,
 }
 
-impl Desk {
+impl ConsumerState {
     pub(crate) fn new(
         intake: Intake<Delivery>,
         progress: mpsc::UnboundedReceiver<Progress>,
@@ -90,33 +90,33 @@ impl Desk {
 /// Consumes until `stop`, or until the connection is lost. At the stop it is still up, for the acks of what is under way.
 pub(crate) async fn consume(
     worker: &Arc<Worker>,
-    desk: &mut Desk,
+    state: &mut ConsumerState,
     stop: &CancellationToken,
     backoff: &mut Backoff,
 ) -> Result<Subscription, ConsumeError> {
     let Some(opened) = until(stop, Subscription::open(worker)).await else { return Err(ConsumeError::Ended) };
     let mut subscription = opened?;
     backoff.reset();
-    // Messages of the connection before; they come again.
-    drop(desk.clear());
+    // Tasks of the connection before; they come again.
+    drop(state.clear());
     worker.readiness.reached(Server::RabbitMq);
     info!(worker = worker.name, "ready: consuming");
     let mut pace = Pace::new(CLAIM_SPACING);
-    while let Some(gathered) = until(stop, gather(worker, desk, &mut subscription, pace.next())).await {
+    while let Some(gathered) = until(stop, gather(worker, state, &mut subscription, pace.next())).await {
         gathered?;
-        make_way(worker, &mut desk.intake, stop);
-        desk.fill();
-        say_what_waits(worker, desk);
-        let batch = desk.intake.start(CLAIM_BATCH, Instant::now());
-        reserve(worker, &mut desk.intake);
+        make_way(worker, &mut state.intake, stop);
+        state.fill();
+        say_what_waits(worker, state);
+        let batch = state.intake.start(CLAIM_BATCH, Instant::now());
+        reserve(worker, &mut state.intake);
         metrics::gauge!("outhook_worker_waiting_messages")
-            .set(u32::try_from(desk.intake.waiting()).unwrap_or(u32::MAX));
+            .set(u32::try_from(state.intake.waiting()).unwrap_or(u32::MAX));
         if !batch.is_empty() {
             pace.start();
-            process(worker, &mut desk.intake, batch, stop).await;
+            process(worker, &mut state.intake, batch, stop).await;
         }
     }
-    subscription.release_rest(desk.clear().map(|it| it.delivery)).await;
+    subscription.release_rest(state.clear().map(|it| it.delivery)).await;
     Ok(subscription)
 }
 
@@ -125,30 +125,30 @@ async fn until<T>(stop: &CancellationToken, value: impl Future<Output = T>) -> O
     stop.run_until_cancelled(value).await
 }
 
-/// Takes in what happens first, a message or the end of a delivery, and whatever else is at hand or comes
+/// Takes in what happens first, a task or the end of a delivery, and whatever else is at hand or comes
 /// `until` then, as far as it can be started: what is claimed is under way at once, and no lease runs out in
 /// a queue.
 async fn gather(
     worker: &Worker,
-    desk: &mut Desk,
+    state: &mut ConsumerState,
     subscription: &mut Subscription,
     until: Instant,
 ) -> Result<(), ConsumeError> {
     // What waits already is looked at again soon, for it may wait for too long.
     let now = Instant::now();
-    let look_again = (desk.intake.waiting() > 0).then(|| {
-        let slot = desk.intake.next_slot().map(|slot| slot.max(now + LOOK_SPACING));
+    let look_again = (state.intake.waiting() > 0).then(|| {
+        let slot = state.intake.next_slot().map(|slot| slot.max(now + LOOK_SPACING));
         slot.unwrap_or(now + LOOK_INTERVAL).min(now + LOOK_INTERVAL)
     });
-    take_one(worker, desk, subscription, look_again).await?;
-    while desk.intake.startable() < CLAIM_BATCH && take_one(worker, desk, subscription, Some(until)).await? {}
+    take_one(worker, state, subscription, look_again).await?;
+    while state.intake.startable() < CLAIM_BATCH && take_one(worker, state, subscription, Some(until)).await? {}
     Ok(())
 }
 
 /// Takes in one thing. Returns whether there was one in time.
 async fn take_one(
     worker: &Worker,
-    desk: &mut Desk,
+    state: &mut ConsumerState,
     subscription: &mut Subscription,
     until: Option<Instant>,
 ) -> Result<bool, ConsumeError> {
@@ -156,15 +156,15 @@ async fn take_one(
     tokio::select! {
         // What is at hand is taken also when the time is over.
         biased;
-        Some(progress) = desk.progress.recv() => {
-            if let Some(found) = desk.intake.note(progress, Instant::now()) {
+        Some(progress) = state.progress.recv() => {
+            if let Some(found) = state.intake.note(progress, Instant::now()) {
                 worker.reporter.report(found);
             }
         }
-        delivery = subscription.next() => desk.take_in(delivery?).await,
+        delivery = subscription.next() => state.take_in(delivery?).await,
         () = sleep_until(next_look) => {
-            for delivery in subscription.look(worker, load(worker, &desk.intake)).await? {
-                desk.take_in(delivery).await;
+            for delivery in subscription.look(worker, load(worker, &state.intake)).await? {
+                state.take_in(delivery).await;
             }
         }
         () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => return Ok(false),
@@ -183,12 +183,12 @@ fn load(worker: &Worker, intake: &Intake<Delivery>) -> Load {
     }
 }
 
-/// Decodes a message; one that cannot be read is dead-lettered.
+/// Decodes a task; one that cannot be read is dead-lettered.
 async fn read(delivery: Delivery) -> Option<Received> {
-    match Message::decode(&delivery.data) {
-        Ok(message) => Some(Received::new(message, delivery)),
+    match Task::decode(&delivery.data) {
+        Ok(task) => Some(Received::new(task, delivery)),
         Err(error) => {
-            warn!(%error, "poison: a message that cannot be read goes to the dead-letter queue");
+            warn!(%error, "poison: a task that cannot be read goes to the dead-letter queue");
             metrics::counter!("outhook_worker_poison_total").increment(1);
             reject(delivery).await;
             None
@@ -211,14 +211,14 @@ fn make_way(worker: &Arc<Worker>, intake: &mut Intake<Delivery>, stop: &Cancella
 }
 
 /// Says of what has waited here for a while that it does, so that the relay does not take it for lost.
-fn say_what_waits(worker: &Arc<Worker>, desk: &mut Desk) {
+fn say_what_waits(worker: &Arc<Worker>, state: &mut ConsumerState) {
     let now = Instant::now();
-    if desk.intake.waiting() == 0 || desk.next_word > now {
+    if state.intake.waiting() == 0 || state.next_word > now {
         return;
     }
-    desk.next_word = now + WORD_SPACING;
-    let waiting = desk.intake.waiting_since(now - WORD_AFTER).chain(desk.ahead.iter().map(|it| &it.message));
-    let waiting: Vec<Message> = waiting.cloned().collect();
+    state.next_word = now + WORD_SPACING;
+    let waiting = state.intake.waiting_since(now - WORD_AFTER).chain(state.ahead.iter().map(|it| &it.task));
+    let waiting: Vec<Task> = waiting.cloned().collect();
     let Some(turn) = Arc::clone(&worker.saying).try_acquire_owned().ok().filter(|_| !waiting.is_empty()) else {
         return;
     };
@@ -259,23 +259,22 @@ async fn process(
     mut received: Vec<Received>,
     stop: &CancellationToken,
 ) {
-    let messages: Vec<Message> = received.iter().map(|it| it.message.clone()).collect();
+    let tasks: Vec<Task> = received.iter().map(|it| it.task.clone()).collect();
     kill_point!("worker.before_claim");
-    let (claimed, unreadable) = claim_all(worker, &messages, stop).await;
+    let (claimed, unreadable) = claim_all(worker, &tasks, stop).await;
     kill_point!("worker.after_claim");
     worker.readiness.made_progress();
     metrics::histogram!("outhook_worker_claim_batch_size").record(u32::try_from(received.len()).unwrap_or(u32::MAX));
     for claim in claimed {
-        // The claim raised the attempt by one; a stale message of the same job is not the one.
-        let of_claim =
-            |it: &Received| (it.message.job_id, it.message.attempt + 1) == (claim.job.job_id, claim.job.attempt);
+        // The claim raised the attempt by one; a stale task of the same job is not the one.
+        let of_claim = |it: &Received| (it.task.job_id, it.task.attempt + 1) == (claim.job.job_id, claim.job.attempt);
         let position = received.iter().position(of_claim).expect("only what was asked for is claimed");
         start(worker, claim, received.swap_remove(position));
     }
     for refused in &received {
         intake.give_back(refused, Instant::now());
     }
-    let (unreadable, refused) = received.into_iter().partition(|it| unreadable.contains(&it.message.outbox_id));
+    let (unreadable, refused) = received.into_iter().partition(|it| unreadable.contains(&it.task.outbox_id));
     give_back(worker, unreadable, Reason::Unreadable, stop);
     give_back(worker, refused, Reason::NotClaimed, stop);
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use outbox::broker::task::Message;
+use outbox::broker::task::Task;
 use outbox::destination::limit::{Slots, reserve_slots};
 use outbox::destination::pause::pause_url;
 use outbox::job::claim::{Claimed, recover_claim};
@@ -40,13 +40,13 @@ const LONGEST_LATE: Duration = Duration::from_mins(5);
 /// How soon to ask again for a slot that is further ahead than they are given out.
 const SLOT_SPACING: Duration = Duration::from_millis(250);
 
-/// Delivers a claimed job once, records what happened, and acks its message when Postgres no longer needs it.
+/// Delivers a claimed job once, records what happened, and acks its task when Postgres no longer needs it.
 /// Without that it is handed out again.
 pub(crate) async fn deliver(worker: &Worker, mut claim: Claim, received: Received) {
     let _under_way = Raised::by(metrics::gauge!("outhook_worker_deliveries"), 1.0);
-    trace::claimed(worker, &claim, &received.message);
+    trace::claimed(worker, &claim, &received.task);
     kill_point!("worker.before_post");
-    let Some((exchange, duration)) = exchange(worker, &mut claim, &received.message).await else {
+    let Some((exchange, duration)) = exchange(worker, &mut claim, &received.task).await else {
         return leave(worker, received).await;
     };
     kill_point!("worker.after_post");
@@ -58,7 +58,7 @@ pub(crate) async fn deliver(worker: &Worker, mut claim: Claim, received: Receive
     let finding = outcome::finding(&exchange, worker.config.delivery.timeout(), &worker.config.responses);
     free_destination(worker, &received, finding);
     let (status, error) = (settlement.status, settlement.error.clone());
-    let span = trace::settle(worker, &job, &received.message);
+    let span = trace::settle(worker, &job, &received.task);
     let (recorded, fate) = record(worker, settlement, &received).await;
     let outcome = match &recorded {
         Some(Recorded::Written) => status.as_str(),
@@ -84,7 +84,7 @@ pub(crate) async fn deliver(worker: &Worker, mut claim: Claim, received: Receive
     }
 }
 
-/// What becomes of an attempt's message.
+/// What becomes of an attempt's task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     /// Postgres no longer needs it.
@@ -100,7 +100,7 @@ enum Fate {
 /// The job, when its request may leave, under a lease that outlasts it. A worker that stood still since its claim would post
 /// under one that ends before the answer comes, beside whoever takes over, and above a limit that was set meanwhile or whose
 /// slot is over. So it starts its lease anew, or finds that it has lost the job, and takes another slot.
-async fn still_ours(worker: &Worker, claim: &mut Claim, message: &Message) -> Option<()> {
+async fn still_ours(worker: &Worker, claim: &mut Claim, task: &Task) -> Option<()> {
     let lease = worker.config.delivery.lease();
     let late_since = Instant::now();
     let mut slot = (claim.answered.elapsed() < LATE).then_some(late_since);
@@ -110,13 +110,13 @@ async fn still_ours(worker: &Worker, claim: &mut Claim, message: &Message) -> Op
         if claim.asked.elapsed() >= lasts {
             warn!(job_id = %claim.job.job_id, attempt = claim.job.attempt, "late for a request: renewing the lease first");
             claim.asked = Instant::now();
-            let messages = std::slice::from_ref(message);
-            let renewed = patiently(&worker.abort, || recover_claim(&worker.pool, messages, &claim.name, lease));
+            let tasks = std::slice::from_ref(task);
+            let renewed = patiently(&worker.abort, || recover_claim(&worker.pool, tasks, &claim.name, lease));
             claim.job = renewed.await?.pop().filter(|job| job.attempt == claim.job.attempt)?;
         } else if slot.is_some_and(|slot| slot.elapsed() <= SLOT_LASTS) {
             return Some(());
         } else {
-            let slots = patiently(&worker.abort, || reserve_slot(worker, &message.destination)).await?;
+            let slots = patiently(&worker.abort, || reserve_slot(worker, &task.destination)).await?;
             if slots.spacing.is_zero() && slots.count > 0 {
                 return Some(());
             }
@@ -137,21 +137,21 @@ async fn reserve_slot(worker: &Worker, destination: &str) -> Result<Slots, sqlx:
 /// Leaves a job to whoever has it now, or to the end of its lease. Nothing was sent.
 async fn leave(worker: &Worker, received: Received) {
     free_destination(worker, &received, None);
-    let is_listed = leave_to_the_list(worker, &received.message).await;
+    let is_listed = leave_to_the_list(worker, &received.task).await;
     free_slot(worker);
     if is_listed { ack(&received.delivery).await } else { release(received.delivery).await }
 }
 
 /// Guards the target, signs and posts, once. `None` if the job is no longer this worker's to be sent.
-async fn exchange(worker: &Worker, claim: &mut Claim, message: &Message) -> Option<(Exchange, Duration)> {
+async fn exchange(worker: &Worker, claim: &mut Claim, task: &Task) -> Option<(Exchange, Duration)> {
     loop {
-        still_ours(worker, claim, message).await?;
+        still_ours(worker, claim, task).await?;
         // It may be large: there is one copy of it, which is gone when the request has ended.
         let payload = Bytes::from(std::mem::take(&mut claim.job.payload));
         let started = Instant::now();
         let (job, sender) = (&claim.job, worker.sender());
-        let span = trace::request(job, message);
-        let traceparent = trace::traceparent(span.as_ref(), message, job);
+        let span = trace::request(job, task);
+        let traceparent = trace::traceparent(span.as_ref(), task, job);
         let exchange = tokio::select! {
             // The database's clock, as for the lease: a receiver refuses what a worker with a wrong one has signed.
             exchange = sender.post(job, payload.clone(), &traceparent, job.started_at) => exchange,
@@ -180,7 +180,7 @@ async fn pause(worker: &Worker, job: &Claimed, exchange: &Exchange) {
 
 /// Tells whoever gives out the slots that the destination is free for the next request, and how it fared.
 fn free_destination(worker: &Worker, received: &Received, finding: Option<Finding>) {
-    let answered = Answered::new(&received.message, received.ticket, finding);
+    let answered = Answered::new(&received.task, received.ticket, finding);
     // Nobody listens any more when the worker stops.
     let _ = worker.progress.send(Progress::Answered(answered));
 }
@@ -191,7 +191,7 @@ fn free_slot(worker: &Worker) {
 }
 
 /// Records the settlement, and frees the attempt's slot as soon as nothing but somebody's lock is in the way. Returns
-/// what became of it, `None` if nothing, and what becomes of its message.
+/// what became of it, `None` if nothing, and what becomes of its task.
 async fn record(worker: &Worker, settlement: Settlement, received: &Received) -> (Option<Recorded>, Fate) {
     let recorded = worker.settler.record(settlement).await.ok();
     match recorded {
@@ -201,7 +201,7 @@ async fn record(worker: &Worker, settlement: Settlement, received: &Received) ->
                 free_slot(worker);
                 return (None, Fate::Kept);
             };
-            let is_listed = leave_to_the_list(worker, &received.message).await;
+            let is_listed = leave_to_the_list(worker, &received.task).await;
             if is_listed {
                 ack(&received.delivery).await;
                 free_slot(worker);
@@ -219,7 +219,7 @@ async fn record(worker: &Worker, settlement: Settlement, received: &Received) ->
         }
         Some(Recorded::Rejected) => {
             // So that it is found when the lease ends, not at the republish interval.
-            let is_listed = leave_to_the_list(worker, &received.message).await;
+            let is_listed = leave_to_the_list(worker, &received.task).await;
             free_slot(worker);
             (recorded, if is_listed { Fate::Done } else { Fate::Again })
         }
@@ -232,8 +232,8 @@ async fn record(worker: &Worker, settlement: Settlement, received: &Received) ->
 }
 
 /// Whether it is sure that the job's row is looked at when nobody holds it any more, whatever becomes of this worker.
-async fn leave_to_the_list(worker: &Worker, message: &Message) -> bool {
-    let listed = check_again(&worker.pool, [message]).await;
+async fn leave_to_the_list(worker: &Worker, task: &Task) -> bool {
+    let listed = check_again(&worker.pool, [task]).await;
     listed.inspect_err(|error| warn!(%error, "cannot put a row on the list of those to look at again")).is_ok()
 }
 

@@ -1,4 +1,4 @@
-//! Messages that are not attempted now: duplicates, stale ones, the traces of lost workers, and those that make way for
+//! Tasks that are not attempted now: duplicates, stale ones, the traces of lost workers, and those that make way for
 //! others. All of it goes on beside the consumer's loop, and waits for nobody's locks: what somebody holds is put on a
 //! list, and a relay makes it due again as soon as it is free.
 
@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use outbox::broker::task::Message;
+use outbox::broker::task::Task;
 use outbox::destination::hold::hold_published;
 use outbox::job::states::Status;
-use outbox::job::unclaimed::{self, Standing};
+use outbox::job::unclaimed::{self, UnclaimedJob};
 use outbox::kill_point;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -21,7 +21,7 @@ use crate::queue::{Received, ack, release, release_all};
 use crate::take_over::take_over;
 use crate::worker::Worker;
 
-/// For so long a message is put off for which there was no slot; up to twice as long, so that not all come at once.
+/// For so long a task is put off for which there was no slot; up to twice as long, so that not all come at once.
 const CROWDED_WAIT: Duration = Duration::from_secs(1);
 
 /// The same where requests are under way and none is answered.
@@ -30,10 +30,10 @@ const HANGING_WAIT: Duration = Duration::from_secs(4);
 /// The same where somebody has to mend a job first.
 const UNREADABLE_WAIT: Duration = Duration::from_secs(30);
 
-/// Before messages are handed out again whose outbox rows cannot be read either.
+/// Before tasks are handed out again whose outbox rows cannot be read either.
 const RELEASE_WAIT: Duration = Duration::from_secs(1);
 
-/// Why a message is not attempted.
+/// Why a task is not attempted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reason {
     /// Its job was not free.
@@ -48,7 +48,7 @@ pub(crate) enum Reason {
     Hangs,
 }
 
-/// Gives messages back. Returns at once; the messages are acked when Postgres no longer needs them.
+/// Gives tasks back. Returns at once; the tasks are acked when Postgres no longer needs them.
 pub(crate) fn give_back(worker: &Arc<Worker>, received: Vec<Received>, reason: Reason, stop: &CancellationToken) {
     if received.is_empty() {
         return;
@@ -85,10 +85,10 @@ pub(crate) fn give_back(worker: &Arc<Worker>, received: Vec<Received>, reason: R
 /// What is left when the worker stops in the middle, or when Postgres cannot read the job of one.
 type Done = Result<(), Vec<Received>>;
 
-/// Puts messages off whose jobs Postgres cannot read.
+/// Puts tasks off whose jobs Postgres cannot read.
 async fn put_off_unread(worker: &Worker, received: Vec<Received>, stop: &CancellationToken) -> Done {
-    let messages: Vec<Message> = received.iter().map(|it| it.message.clone()).collect();
-    let postponed = patiently(stop, || unclaimed::postpone_unread(&worker.pool, &messages, UNREADABLE_WAIT)).await;
+    let tasks: Vec<Task> = received.iter().map(|it| it.task.clone()).collect();
+    let postponed = patiently(stop, || unclaimed::postpone_unread(&worker.pool, &tasks, UNREADABLE_WAIT)).await;
     if postponed.is_none() {
         return Err(received);
     }
@@ -96,20 +96,20 @@ async fn put_off_unread(worker: &Worker, received: Vec<Received>, stop: &Cancell
     Ok(())
 }
 
-/// Holds messages of destinations that are sick.
+/// Holds tasks of destinations that are sick.
 async fn hold(worker: &Arc<Worker>, received: Vec<Received>, stop: &CancellationToken) -> Done {
     metrics::counter!("outhook_worker_held_total").increment(received.len() as u64);
-    let messages: Vec<Message> = received.iter().map(|it| it.message.clone()).collect();
-    let Some(rows) = patiently(stop, || hold_published(&worker.pool, &messages)).await else { return Err(received) };
+    let tasks: Vec<Task> = received.iter().map(|it| it.task.clone()).collect();
+    let Some(rows) = patiently(stop, || hold_published(&worker.pool, &tasks)).await else { return Err(received) };
     kill_point!("worker.after_hold");
     ack_or_look_after(worker, received, &rows, stop).await
 }
 
-/// Puts messages off for which there was no slot.
+/// Puts tasks off for which there was no slot.
 async fn put_off(worker: &Arc<Worker>, received: Vec<Received>, wait: Duration, stop: &CancellationToken) -> Done {
     metrics::counter!("outhook_worker_put_off_total").increment(received.len() as u64);
-    let waits = received.iter().map(|it| (&it.message, wait.mul_f64(rand::random_range(1.0..2.0))));
-    let waits: Vec<(&Message, Duration)> = waits.collect();
+    let waits = received.iter().map(|it| (&it.task, wait.mul_f64(rand::random_range(1.0..2.0))));
+    let waits: Vec<(&Task, Duration)> = waits.collect();
     let Some(rows) = patiently(stop, || unclaimed::postpone(&worker.pool, &waits)).await else {
         drop(waits);
         return Err(received);
@@ -124,7 +124,7 @@ async fn ack_or_look_after(
     rows: &[i64],
     stop: &CancellationToken,
 ) -> Done {
-    let (changed, others): (Vec<_>, Vec<_>) = received.into_iter().partition(|it| rows.contains(&it.message.outbox_id));
+    let (changed, others): (Vec<_>, Vec<_>) = received.into_iter().partition(|it| rows.contains(&it.task.outbox_id));
     ack_all(&changed).await;
     if others.is_empty() { Ok(()) } else { look_after(worker, others, stop).await }
 }
@@ -133,7 +133,7 @@ async fn ack_all(received: &[Received]) {
     join_all(received.iter().map(|it| ack(&it.delivery))).await;
 }
 
-/// What is to be done about a message whose job was not free.
+/// What is to be done about a task whose job was not free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Care {
     /// It is of an earlier attempt: it is dropped.
@@ -146,39 +146,39 @@ enum Care {
     TakeOver,
 }
 
-fn care_for(message: &Message, standing: Option<&Standing>) -> Care {
+fn care_for(task: &Task, job: Option<&UnclaimedJob>) -> Care {
     // Its row, should there be one, is deleted when it is looked at.
-    let Some(standing) = standing else { return Care::CheckAgain };
-    match standing.status {
-        Status::Processing if standing.lease_expired => Care::TakeOver,
-        Status::Pending if standing.attempt != message.attempt => Care::Drop,
-        Status::Pending => standing.paused_for.map_or(Care::CheckAgain, Care::Pause),
+    let Some(job) = job else { return Care::CheckAgain };
+    match job.status {
+        Status::Processing if job.lease_expired => Care::TakeOver,
+        Status::Pending if job.attempt != task.attempt => Care::Drop,
+        Status::Pending => job.paused_for.map_or(Care::CheckAgain, Care::Pause),
         // Leased; or at its end, and should it not have come there by a settlement, its row is still there.
         Status::Processing | Status::Success | Status::Failed | Status::Cancelled => Care::CheckAgain,
     }
 }
 
-/// Looks after messages whose jobs were not free.
+/// Looks after tasks whose jobs were not free.
 async fn look_after(worker: &Arc<Worker>, received: Vec<Received>, stop: &CancellationToken) -> Done {
     metrics::counter!("outhook_worker_refused_total").increment(received.len() as u64);
-    let job_ids: Vec<Uuid> = received.iter().map(|it| it.message.job_id).collect();
-    let Some(standings) = patiently(stop, || unclaimed::look_up(&worker.pool, &job_ids)).await else {
+    let job_ids: Vec<Uuid> = received.iter().map(|it| it.task.job_id).collect();
+    let Some(jobs) = patiently(stop, || unclaimed::look_up(&worker.pool, &job_ids)).await else {
         return Err(received);
     };
-    let standings: HashMap<Uuid, Standing> = standings.into_iter().map(|it| (it.job_id, it)).collect();
-    let care = |it: &Received| care_for(&it.message, standings.get(&it.message.job_id));
-    let paused: Vec<(&Message, Duration)> = received
+    let jobs: HashMap<Uuid, UnclaimedJob> = jobs.into_iter().map(|it| (it.job_id, it)).collect();
+    let care = |it: &Received| care_for(&it.task, jobs.get(&it.task.job_id));
+    let paused: Vec<(&Task, Duration)> = received
         .iter()
-        .filter_map(|it| if let Care::Pause(pause) = care(it) { Some((&it.message, pause)) } else { None })
+        .filter_map(|it| if let Care::Pause(pause) = care(it) { Some((&it.task, pause)) } else { None })
         .collect();
     let Some(postponed) = postpone_all(worker, &paused, stop).await else {
         drop(paused);
         return Err(received);
     };
     let is_to_check = |it: &Received| {
-        matches!(care(it), Care::CheckAgain | Care::Pause(_)) && !postponed.contains(&it.message.outbox_id)
+        matches!(care(it), Care::CheckAgain | Care::Pause(_)) && !postponed.contains(&it.task.outbox_id)
     };
-    let to_check: Vec<&Message> = received.iter().filter(|it| is_to_check(it)).map(|it| &it.message).collect();
+    let to_check: Vec<&Task> = received.iter().filter(|it| is_to_check(it)).map(|it| &it.task).collect();
     if !to_check.is_empty() {
         kill_point!("worker.before_check_again");
         if patiently(stop, || unclaimed::check_again(&worker.pool, to_check.iter().copied())).await.is_none() {
@@ -188,16 +188,12 @@ async fn look_after(worker: &Arc<Worker>, received: Vec<Received>, stop: &Cancel
         kill_point!("worker.after_check_again");
     }
     drop((paused, to_check));
-    take_over_lost(worker, received, standings, stop).await;
+    take_over_lost(worker, received, jobs, stop).await;
     Ok(())
 }
 
 /// Gives back to the outbox what a receiver asked to pause. Returns the rows; the others are held by somebody.
-async fn postpone_all(
-    worker: &Worker,
-    paused: &[(&Message, Duration)],
-    stop: &CancellationToken,
-) -> Option<HashSet<i64>> {
+async fn postpone_all(worker: &Worker, paused: &[(&Task, Duration)], stop: &CancellationToken) -> Option<HashSet<i64>> {
     if paused.is_empty() {
         return Some(HashSet::new());
     }
@@ -206,25 +202,24 @@ async fn postpone_all(
     Some(rows.into_iter().collect())
 }
 
-/// Acks all; the messages of jobs whose workers are lost after those are settled. One message of a job takes it over.
+/// Acks all; the tasks of jobs whose workers are lost after those are settled. One task of a job takes it over.
 async fn take_over_lost(
     worker: &Arc<Worker>,
     received: Vec<Received>,
-    standings: HashMap<Uuid, Standing>,
+    jobs: HashMap<Uuid, UnclaimedJob>,
     stop: &CancellationToken,
 ) {
-    let mut lost: HashMap<Uuid, Standing> = standings.into_iter().filter(|(_, it)| it.lease_expired).collect();
-    let (of_lost, others): (Vec<_>, Vec<_>) =
-        received.into_iter().partition(|it| lost.contains_key(&it.message.job_id));
+    let mut lost: HashMap<Uuid, UnclaimedJob> = jobs.into_iter().filter(|(_, it)| it.lease_expired).collect();
+    let (of_lost, others): (Vec<_>, Vec<_>) = received.into_iter().partition(|it| lost.contains_key(&it.task.job_id));
     ack_all(&others).await;
     for received in of_lost {
-        let Some(standing) = lost.remove(&received.message.job_id) else {
+        let Some(job) = lost.remove(&received.task.job_id) else {
             ack(&received.delivery).await;
             continue;
         };
         let (worker, stop) = (Arc::clone(worker), stop.clone());
         worker.deliveries.clone().spawn(async move {
-            if take_over(&worker, &standing, &received.message, &stop).await {
+            if take_over(&worker, &job, &received.task, &stop).await {
                 ack(&received.delivery).await;
             } else {
                 release(received.delivery).await;
@@ -239,8 +234,8 @@ mod tests {
 
     use super::*;
 
-    fn standing(status: Status, attempt: i32) -> Standing {
-        Standing {
+    fn job(status: Status, attempt: i32) -> UnclaimedJob {
+        UnclaimedJob {
             job_id: Uuid::nil(),
             status,
             attempt,
@@ -256,21 +251,21 @@ mod tests {
 
     #[test]
     fn what_is_not_claimed_is_dropped_at_once_only_if_nobody_needs_it() {
-        let message = Message::new(Uuid::nil(), 1, 7, None);
+        let task = Task::new(Uuid::nil(), 1, 7, None);
         let pause = Duration::from_secs(3);
-        let paused = Standing { paused_for: Some(pause), ..standing(Status::Pending, 1) };
-        let lost = Standing { lease_expired: true, ..standing(Status::Processing, 2) };
-        for (standing, care) in [
+        let paused = UnclaimedJob { paused_for: Some(pause), ..job(Status::Pending, 1) };
+        let lost = UnclaimedJob { lease_expired: true, ..job(Status::Processing, 2) };
+        for (job, care) in [
             (None, Care::CheckAgain),
-            (Some(standing(Status::Success, 2)), Care::CheckAgain),
-            (Some(standing(Status::Cancelled, 1)), Care::CheckAgain),
-            (Some(standing(Status::Pending, 2)), Care::Drop),
-            (Some(standing(Status::Pending, 1)), Care::CheckAgain),
-            (Some(standing(Status::Processing, 2)), Care::CheckAgain),
+            (Some(job(Status::Success, 2)), Care::CheckAgain),
+            (Some(job(Status::Cancelled, 1)), Care::CheckAgain),
+            (Some(job(Status::Pending, 2)), Care::Drop),
+            (Some(job(Status::Pending, 1)), Care::CheckAgain),
+            (Some(job(Status::Processing, 2)), Care::CheckAgain),
             (Some(paused), Care::Pause(pause)),
             (Some(lost), Care::TakeOver),
         ] {
-            assert_eq!(care_for(&message, standing.as_ref()), care, "{standing:?}");
+            assert_eq!(care_for(&task, job.as_ref()), care, "{job:?}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Which messages are started, which wait, and which make way for others. Pure: time is a parameter.
+//! Which tasks are started, which wait, and which make way for others. Pure: time is a parameter.
 //!
 //! No destination may keep the others waiting. One may have as many requests under way as there are free
 //! slots, so that one alone gets half of them, two a third each, and some are always left for the next
@@ -14,7 +14,7 @@ mod strangers;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use outbox::broker::task::Message;
+use outbox::broker::task::Task;
 use tokio::time::Instant;
 
 use self::lane::Lane;
@@ -22,7 +22,7 @@ pub(crate) use self::lane::SLOT_LASTS;
 pub(crate) use self::progress::{Answered, Finding, Found, MakesWay, Progress, Received};
 use self::strangers::Strangers;
 
-/// Destinations that are remembered although nothing of theirs is here, and messages that were put off.
+/// Destinations that are remembered although nothing of theirs is here, and tasks that were put off.
 const REMEMBERED: usize = 50_000;
 
 /// Bounds of an [`Intake`].
@@ -39,7 +39,7 @@ pub(crate) struct Bounds {
 }
 
 impl Bounds {
-    /// So many requests under way, or messages that wait, are much for one destination.
+    /// So many requests under way, or tasks that wait, are much for one destination.
     fn share(&self) -> usize {
         (self.slots / 8).max(1).min(self.per_destination)
     }
@@ -54,7 +54,7 @@ pub(crate) struct Intake<Delivery> {
     /// Slots that are taken.
     under_way: usize,
     strangers: Strangers,
-    /// Outbox rows of messages that were put off once.
+    /// Outbox rows of tasks that were put off once.
     put_off: HashSet<i64>,
     payload_bytes: u64,
 }
@@ -73,12 +73,12 @@ impl<Delivery> Intake<Delivery> {
         }
     }
 
-    /// Messages that wait here.
+    /// Tasks that wait here.
     pub(crate) const fn waiting(&self) -> usize {
         self.waiting
     }
 
-    /// Whether another message may be taken from the queue.
+    /// Whether another task may be taken from the queue.
     pub(crate) const fn has_room(&self) -> bool {
         self.waiting < self.bounds.slots
     }
@@ -88,21 +88,21 @@ impl<Delivery> Intake<Delivery> {
         self.under_way < self.bounds.slots
     }
 
-    /// Messages that may be started, at the most.
+    /// Tasks that may be started, at the most.
     pub(crate) fn startable(&self) -> usize {
         self.waiting.min(self.bounds.slots - self.under_way)
     }
 
-    /// The messages that have waited here since before this moment.
-    pub(crate) fn waiting_since(&self, moment: Instant) -> impl Iterator<Item = &Message> {
+    /// The tasks that have waited here since before this moment.
+    pub(crate) fn waiting_since(&self, moment: Instant) -> impl Iterator<Item = &Task> {
         let waiting = self.turns.iter().flat_map(|destination| &self.lanes[destination].waiting);
-        waiting.filter(move |(_, since)| *since <= moment).map(|(received, _)| &received.message)
+        waiting.filter(move |(_, since)| *since <= moment).map(|(received, _)| &received.task)
     }
 
-    /// Takes a message in.
+    /// Takes a task in.
     pub(crate) fn push(&mut self, received: Received<Delivery>, now: Instant) {
-        let lane = self.lane(&received.message.destination);
-        lane.limited = received.message.limited;
+        let lane = self.lane(&received.task.destination);
+        lane.limited = received.task.limited;
         lane.waiting.push_back((received, now));
         let first = (lane.waiting.len() == 1).then(|| Arc::clone(&lane.destination));
         self.waiting += 1;
@@ -136,17 +136,17 @@ impl<Delivery> Intake<Delivery> {
         let most = self.bounds.per_destination.min(free);
         let lane = self.lanes.get_mut(destination).expect("what waits has its lane");
         let (next, _) = lane.waiting.front().expect("it has a turn because it waits");
-        let payload_bytes = self.payload_bytes + u64::from(next.message.payload_bytes);
+        let payload_bytes = self.payload_bytes + u64::from(next.task.payload_bytes);
         let fits =
-            self.payload_bytes == 0 || next.message.payload_bytes == 0 || payload_bytes <= self.bounds.payload_bytes;
-        let is_newcomer = lane.is_newcomer() && !self.put_off.contains(&next.message.outbox_id);
+            self.payload_bytes == 0 || next.task.payload_bytes == 0 || payload_bytes <= self.bounds.payload_bytes;
+        let is_newcomer = lane.is_newcomer() && !self.put_off.contains(&next.task.outbox_id);
         let is_welcome = lane.is_well || self.strangers.have_room(is_newcomer);
         if lane.under_way >= most || !fits || !is_welcome || !lane.takes_slot(now) {
             return None;
         }
         let (mut received, _) = lane.waiting.pop_front().expect("it was there a moment ago");
         received.ticket = (!lane.is_well).then(|| self.strangers.enter(now));
-        self.put_off.remove(&received.message.outbox_id);
+        self.put_off.remove(&received.task.outbox_id);
         lane.under_way += 1;
         self.payload_bytes = payload_bytes;
         self.under_way += 1;
@@ -170,7 +170,7 @@ impl<Delivery> Intake<Delivery> {
         self.turns.iter().filter_map(|destination| self.lanes[destination].next_slot()).min()
     }
 
-    /// Takes out what must make way: messages of destinations that are known to be sick, those of a limited one that
+    /// Takes out what must make way: tasks of destinations that are known to be sick, those of a limited one that
     /// it cannot take soon, and, when there is not much room left, or strangers are many, those that let others wait for
     /// too long. Also says what was found out.
     pub(crate) fn make_way(&mut self, now: Instant) -> MakesWay<Delivery> {
@@ -200,7 +200,7 @@ impl<Delivery> Intake<Delivery> {
             self.put_off.clear();
         }
         let put_off = way.crowded.iter().chain(&way.hanging);
-        self.put_off.extend(put_off.map(|received| received.message.outbox_id));
+        self.put_off.extend(put_off.map(|received| received.task.outbox_id));
         way
     }
 
@@ -240,7 +240,7 @@ impl<Delivery> Intake<Delivery> {
 
     /// A claim found nothing to attempt: what was started has ended without a finding.
     pub(crate) fn give_back(&mut self, received: &Received<Delivery>, now: Instant) {
-        self.answered(&Answered::new(&received.message, received.ticket, None), now);
+        self.answered(&Answered::new(&received.task, received.ticket, None), now);
         self.under_way -= 1;
     }
 

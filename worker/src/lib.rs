@@ -1,4 +1,4 @@
-//! The worker: claims jobs as their messages come, delivers them and records what happened.
+//! The worker: claims jobs as their tasks come, delivers them and records what happened.
 //!
 //! consume → claim → guard the target → sign → POST → classify → settle → ack after the commit. The
 //! transactions are short and nothing is held over the request but a lease, which outlasts it.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use outbox::job::claim::Claimed;
 use outbox::job::settle::Settlement;
 use outbox::job::states::{Outcome, Status, Verdict};
-use outbox::job::unclaimed::Standing;
+use outbox::job::unclaimed::UnclaimedJob;
 use outbox::retry::RetryPolicy;
 use time::OffsetDateTime;
 
@@ -128,20 +128,20 @@ pub(crate) fn settlement(
 
 /// The record of an attempt whose worker was lost, on its behalf: nobody knows whether the receiver has
 /// it. It counts, so that a job that kills its worker comes to an end. The lease was wait enough.
-pub(crate) fn settlement_of_lost(standing: &Standing, policy: &RetryPolicy) -> Settlement {
+pub(crate) fn settlement_of_lost(job: &UnclaimedJob, policy: &RetryPolicy) -> Settlement {
     Settlement {
-        job_id: standing.job_id,
-        attempt: standing.attempt,
-        status: after(Verdict::TryAgain, standing.retry_count, standing.max_attempts, policy),
+        job_id: job.job_id,
+        attempt: job.attempt,
+        status: after(Verdict::TryAgain, job.retry_count, job.max_attempts, policy),
         retry_in: Duration::ZERO,
-        ordered: standing.ordered,
+        ordered: job.ordered,
         taken_over: true,
-        worker: standing.claimed_by.clone(),
-        started_at: standing.started_at,
+        worker: job.claimed_by.clone(),
+        started_at: job.started_at,
         duration_ms: None,
         status_code: None,
         outcome: Outcome::Unknown,
-        error: format!("attempt {} has no outcome: its worker was lost", standing.attempt),
+        error: format!("attempt {} has no outcome: its worker was lost", job.attempt),
         response_excerpt: String::new(),
     }
 }

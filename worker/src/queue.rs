@@ -1,4 +1,4 @@
-//! All that is said to RabbitMQ: the place at the queue, the acks of what was taken from it, and whose messages are in it.
+//! All that is said to RabbitMQ: the place at the queue, the acks of what was taken from it, and whose tasks are in it.
 
 mod acks;
 mod strays;
@@ -14,7 +14,7 @@ pub(crate) use self::acks::{ack, reject, release, release_all};
 pub(crate) use self::strays::Strays;
 pub(crate) use self::subscription::{ConsumeError, Load, Subscription};
 
-/// A message, and what it is acked by.
+/// A task, and what it is acked by.
 pub(crate) type Received = intake::Received<Delivery>;
 
 /// Deletes a queue that nobody can consume; the relay makes it anew, and what was in it is due again.

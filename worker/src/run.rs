@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::config::Config;
-use crate::consumer::{Desk, consume};
+use crate::consumer::{ConsumerState, consume};
 use crate::intake::Intake;
 use crate::patience::patiently;
 use crate::queue::delete_broken_queue;
@@ -52,11 +52,11 @@ pub async fn run(
         ensure!(stop.is_cancelled(), "the table installation cannot be read");
         return Ok(());
     };
-    let mut desk = Desk::new(Intake::new(bounds), progress, installation);
+    let mut state = ConsumerState::new(Intake::new(bounds), progress, installation);
     let mut backoff = Backoff::reconnect();
     let mut broken_since: Option<Instant> = None;
     while !stop.is_cancelled() {
-        match Box::pin(consume(&worker, &mut desk, &stop, &mut backoff)).await {
+        match Box::pin(consume(&worker, &mut state, &stop, &mut backoff)).await {
             Ok(subscription) => {
                 worker.drain().await;
                 subscription.close().await;

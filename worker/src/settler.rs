@@ -209,7 +209,7 @@ async fn settle_batch(pool: &Pool, notifier: &Notifier, batch: Vec<Waiting>) -> 
 fn recorded(settlement: &Settlement, settled: &[Settled], repeated: bool) -> Recorded {
     let found = settled.iter().find(|it| (it.job_id, it.attempt) == (settlement.job_id, settlement.attempt));
     match found {
-        Some(Settled { alarm_found: true, .. }) => Recorded::Written,
+        Some(Settled { outbox_row_found: true, .. }) => Recorded::Written,
         Some(_) => {
             error!(job_id = %settlement.job_id, "the job's outbox row is gone: somebody deleted it");
             metrics::counter!("outhook_worker_alarms_missing_total").increment(1);

@@ -1,6 +1,6 @@
 //! The trace that an attempt belongs to, and its spans.
 
-use outbox::broker::task::Message;
+use outbox::broker::task::Task;
 use outbox::job::claim::Claimed;
 use outbox::trace_context::TraceParent;
 use traces::{Attempt, Span};
@@ -10,8 +10,8 @@ use crate::response::Exchange;
 use crate::worker::Worker;
 
 /// What the receiver gets: the span of the request, or else one that nobody records.
-pub(crate) fn traceparent(span: Option<&Span>, message: &Message, job: &Claimed) -> String {
-    span.map_or_else(|| child_of(message.traceparent.as_deref(), job), Span::traceparent)
+pub(crate) fn traceparent(span: Option<&Span>, task: &Task, job: &Claimed) -> String {
+    span.map_or_else(|| child_of(task.traceparent.as_deref(), job), Span::traceparent)
 }
 
 /// The attempt's trace context (W3C Trace Context, level 1): the accepting request's trace, or else one
@@ -26,8 +26,8 @@ fn child_of(traceparent: Option<&str>, job: &Claimed) -> String {
 }
 
 /// Begins the span of the attempt's request.
-pub(crate) fn request(job: &Claimed, message: &Message) -> Option<Span> {
-    traces::request(attempt(job, message))
+pub(crate) fn request(job: &Claimed, task: &Task) -> Option<Span> {
+    traces::request(attempt(job, task))
 }
 
 /// Ends it.
@@ -40,20 +40,20 @@ pub(crate) fn answered(span: Option<Span>, exchange: &Exchange) {
 }
 
 /// Records the span of a claim.
-pub(crate) fn claimed(worker: &Worker, claim: &Claim, message: &Message) {
+pub(crate) fn claimed(worker: &Worker, claim: &Claim, task: &Task) {
     if traces::are_on() {
         let (asked, answered) = (claim.asked.elapsed(), claim.answered.elapsed());
-        traces::claim(attempt(&claim.job, message), &worker.config.broker, asked, answered);
+        traces::claim(attempt(&claim.job, task), &worker.config.broker, asked, answered);
     }
 }
 
 /// Begins the span of the attempt's record.
-pub(crate) fn settle(worker: &Worker, job: &Claimed, message: &Message) -> Option<Span> {
-    traces::settle(attempt(job, message), &worker.config.broker)
+pub(crate) fn settle(worker: &Worker, job: &Claimed, task: &Task) -> Option<Span> {
+    traces::settle(attempt(job, task), &worker.config.broker)
 }
 
-fn attempt<'a>(job: &Claimed, message: &'a Message) -> Attempt<'a> {
-    Attempt { job_id: job.job_id, number: job.attempt, parent: message.traceparent.as_deref() }
+fn attempt<'a>(job: &Claimed, task: &'a Task) -> Attempt<'a> {
+    Attempt { job_id: job.job_id, number: job.attempt, parent: task.traceparent.as_deref() }
 }
 
 #[cfg(test)]

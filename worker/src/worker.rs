@@ -46,7 +46,7 @@ pub(crate) struct Worker {
     /// Batches claimed so far.
     pub claims: AtomicU64,
     pub reporter: Reporter,
-    /// Whose turn it is to give messages back.
+    /// Whose turn it is to give tasks back.
     pub giving_back: Semaphore,
     /// Whose turn it is to write a pause or to reserve slots: a row of theirs may be held by somebody.
     pub asking: Semaphore,

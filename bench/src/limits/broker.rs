@@ -7,7 +7,7 @@ use clap::Parser;
 use futures_util::future::try_join_all;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, ExchangeDeleteOptions, QueueDeleteOptions};
 use lapin::{BasicProperties, Channel, Confirmation};
-use outbox::broker::task::Message;
+use outbox::broker::task::Task;
 use outbox::broker::topology::{BrokerConfig, within};
 use tokio::time::timeout;
 use uuid::Uuid;
@@ -59,7 +59,7 @@ async fn publish_batch(channel: &Channel) -> anyhow::Result<()> {
             .with_content_type("application/json".into())
             .with_delivery_mode(PERSISTENT);
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        let body = Message::new(Uuid::now_v7(), 0, number.cast_signed(), None).encode();
+        let body = Task::new(Uuid::now_v7(), 0, number.cast_signed(), None).encode();
         confirms.push(channel.basic_publish(NAME.into(), NAME.into(), options, &body, properties).await?);
     }
     let confirmations = try_join_all(confirms).await?;

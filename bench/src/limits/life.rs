@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use futures_util::future::try_join_all;
-use outbox::broker::task::Message;
+use outbox::broker::task::Task;
 use outbox::due::{self, Statements};
 use outbox::job::accept::{self, NewJob};
 use outbox::job::claim::{self, Claimed, Lease};
@@ -81,13 +81,13 @@ async fn live(pool: &Pool, client: &mut Client, lane: usize, begun: &AtomicU64, 
 }
 
 /// What the relay does, without a broker.
-async fn publish(client: &mut Client, statements: &Statements) -> anyhow::Result<Vec<Message>> {
+async fn publish(client: &mut Client, statements: &Statements) -> anyhow::Result<Vec<Task>> {
     let transaction = client.transaction().await?;
     let due = due::claim_due(&transaction, statements, BATCH.into(), None).await?;
     let ids: Vec<i64> = due.iter().map(due::DueRow::id).collect();
     due::mark_published(&transaction, statements, &ids, LEASE * 15).await?;
     transaction.commit().await?;
-    Ok(due.into_iter().map(|row| row.message).collect())
+    Ok(due.into_iter().map(|row| row.task).collect())
 }
 
 fn new_job() -> NewJob {

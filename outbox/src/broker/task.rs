@@ -1,29 +1,29 @@
-//! The message that wakes a worker. Thin: payloads and secrets stay in Postgres.
+//! The task that wakes a worker. Thin: payloads and secrets stay in Postgres.
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// Newest version of the message that this build writes.
+/// Newest version of the task that this build writes.
 const VERSION: u8 = 1;
 
-/// Body of a message in the queue, as JSON. Readers ignore fields that they do not know.
+/// Body of a task in the queue, as JSON. Readers ignore fields that they do not know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Message {
+pub struct Task {
     #[serde(rename = "v")]
     version: u8,
     /// The job in `webhook_jobs`.
     pub job_id: Uuid,
-    /// The job's `attempt` when the message was made: what the claim must find.
+    /// The job's `attempt` when the task was made: what the claim must find.
     pub attempt: i32,
     /// The job's row in `outbox`.
     pub outbox_id: i64,
     /// W3C trace context of the accepting request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
-    /// The installation of Outhook that the job is of; none in a message of an older build.
+    /// The installation of Outhook that the job is of; none in a task of an older build.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub installation: Option<Uuid>,
-    /// Where the job goes, as [`crate::target::destination`] has it; empty in a message of an older build.
+    /// Where the job goes, as [`crate::target::destination`] has it; empty in a task of an older build.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub destination: String,
     /// Set free from a hold of its destination: it is not to be held again for what was known before.
@@ -45,8 +45,8 @@ const fn is_zero(bytes: &u32) -> bool {
     *bytes == 0
 }
 
-impl Message {
-    /// A message of this build's version.
+impl Task {
+    /// A task of this build's version.
     #[must_use]
     pub const fn new(job_id: Uuid, attempt: i32, outbox_id: i64, traceparent: Option<String>) -> Self {
         Self {
@@ -78,7 +78,7 @@ impl Message {
     /// Reads what travelled.
     ///
     /// # Errors
-    /// It is not a message: poison, to be dead-lettered.
+    /// It is not a task: poison, to be dead-lettered.
     pub fn decode(bytes: &[u8]) -> Result<Self, serde_json::Error> {
         serde_json::from_slice(bytes)
     }
@@ -90,34 +90,34 @@ mod tests {
 
     #[test]
     fn travels_as_small_json_and_back() {
-        let message = Message::new(Uuid::from_u128(7), 2, 41, None);
-        let bytes = message.encode();
+        let task = Task::new(Uuid::from_u128(7), 2, 41, None);
+        let bytes = task.encode();
         assert_eq!(
             String::from_utf8_lossy(&bytes),
             r#"{"v":1,"job_id":"00000000-0000-0000-0000-000000000007","attempt":2,"outbox_id":41}"#
         );
-        assert_eq!(Message::decode(&bytes).expect("it was just encoded"), message);
+        assert_eq!(Task::decode(&bytes).expect("it was just encoded"), task);
     }
 
     #[test]
     fn says_where_it_goes_if_it_is_known() {
-        let message = Message::new(Uuid::from_u128(7), 2, 41, None).to("https://example.com".to_owned(), true);
-        let bytes = message.encode();
+        let task = Task::new(Uuid::from_u128(7), 2, 41, None).to("https://example.com".to_owned(), true);
+        let bytes = task.encode();
         assert!(String::from_utf8_lossy(&bytes).ends_with(r#","destination":"https://example.com","released":true}"#));
-        assert_eq!(Message::decode(&bytes).expect("it was just encoded"), message);
+        assert_eq!(Task::decode(&bytes).expect("it was just encoded"), task);
     }
 
     #[test]
     fn a_later_version_with_more_fields_is_read() {
         let later =
             br#"{"v":2,"job_id":"00000000-0000-0000-0000-000000000007","attempt":0,"outbox_id":1,"lane":"slow"}"#;
-        assert_eq!(Message::decode(later).expect("unknown fields are ignored").outbox_id, 1);
+        assert_eq!(Task::decode(later).expect("unknown fields are ignored").outbox_id, 1);
     }
 
     #[test]
     fn garbage_is_refused() {
         for garbage in [&b""[..], b"{}", b"\xff\x00", br#"{"v":1,"job_id":"x","attempt":0,"outbox_id":1}"#] {
-            assert!(Message::decode(garbage).is_err());
+            assert!(Task::decode(garbage).is_err());
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use tokio_postgres::{Error, GenericClient};
 use uuid::Uuid;
 
-use crate::broker::task::Message;
+use crate::broker::task::Task;
 use crate::service::database::{Pool, on_connection};
 
 /// Destinations that are gone through in one statement.
@@ -92,24 +92,24 @@ pub async fn free_strays(client: &impl GenericClient, from: &str) -> Result<(Str
     Ok((row.get("next"), row.get::<_, i64>("freed").cast_unsigned()))
 }
 
-/// Holds the jobs of messages that were not claimed: their rows wait for their destination, as if the relay had not
+/// Holds the jobs of tasks that were not claimed: their rows wait for their destination, as if the relay had not
 /// published them. Returns their outbox rows; the others are held by somebody or no longer free to be attempted, and
 /// nothing was changed about them.
 ///
 /// # Errors
 /// The database cannot be asked.
-pub async fn hold_published(pool: &Pool, messages: &[Message]) -> Result<Vec<i64>, sqlx::Error> {
-    let rows: Vec<i64> = messages.iter().map(|message| message.outbox_id).collect();
-    let job_ids: Vec<Uuid> = messages.iter().map(|message| message.job_id).collect();
-    let attempts: Vec<i32> = messages.iter().map(|message| message.attempt).collect();
+pub async fn hold_published(pool: &Pool, tasks: &[Task]) -> Result<Vec<i64>, sqlx::Error> {
+    let rows: Vec<i64> = tasks.iter().map(|task| task.outbox_id).collect();
+    let job_ids: Vec<Uuid> = tasks.iter().map(|task| task.job_id).collect();
+    let attempts: Vec<i32> = tasks.iter().map(|task| task.attempt).collect();
     let statement = sqlx::query_scalar!(
         "-- hold_published
         WITH free AS MATERIALIZED (
             SELECT outbox.id, sick.destination IS NOT NULL AS is_sick
-            FROM unnest($1::bigint[], $2::uuid[], $3::integer[]) AS message (outbox_id, job_id, attempt)
+            FROM unnest($1::bigint[], $2::uuid[], $3::integer[]) AS task (outbox_id, job_id, attempt)
             JOIN webhook_jobs AS job
-                ON job.id = ANY($2) AND job.id = message.job_id AND job.status = 'pending' AND job.attempt = message.attempt
-            JOIN outbox ON outbox.id = ANY($1) AND outbox.id = message.outbox_id AND outbox.attempt = message.attempt
+                ON job.id = ANY($2) AND job.id = task.job_id AND job.status = 'pending' AND job.attempt = task.attempt
+            JOIN outbox ON outbox.id = ANY($1) AND outbox.id = task.outbox_id AND outbox.attempt = task.attempt
             LEFT JOIN destinations AS sick ON sick.destination = outbox.destination AND sick.state <> 'closed'
             WHERE coalesce(outbox.waits_for, '') = ''
             FOR UPDATE OF outbox, job SKIP LOCKED

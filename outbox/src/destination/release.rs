@@ -33,7 +33,7 @@ impl Sick {
 
 /// What a look came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tended {
+pub struct Released {
     /// Rows set free.
     pub freed: u64,
     /// Whether there may be more destinations to look at now.
@@ -45,7 +45,7 @@ pub struct Tended {
 ///
 /// # Errors
 /// The database cannot be asked.
-pub async fn release(client: &mut Client, most: i32) -> Result<Tended, Error> {
+pub async fn release(client: &mut Client, most: i32) -> Result<Released, Error> {
     let transaction = client.transaction().await?;
     let rows = transaction
         .query(
@@ -61,7 +61,7 @@ pub async fn release(client: &mut Client, most: i32) -> Result<Tended, Error> {
         )
         .await?;
     if rows.is_empty() {
-        return Ok(Tended::default());
+        return Ok(Released::default());
     }
     let mut sick: Vec<Sick> = rows.iter().map(Sick::from_row).collect();
     let most_of_one = i32::try_from(FREED / sick.len()).unwrap_or(i32::MAX);
@@ -74,7 +74,7 @@ pub async fn release(client: &mut Client, most: i32) -> Result<Tended, Error> {
     store(&transaction, &sick, &changes).await?;
     transaction.commit().await?;
     let total: i32 = freed.iter().map(|freed| freed.rows).sum();
-    Ok(Tended { freed: total.unsigned_abs().into(), more: rows.len() == BATCH as usize })
+    Ok(Released { freed: total.unsigned_abs().into(), more: rows.len() == BATCH as usize })
 }
 
 /// Carries out the plans. The answers are in the order of the destinations.

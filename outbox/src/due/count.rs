@@ -7,7 +7,7 @@ use tokio_postgres::{Error, GenericClient};
 pub struct Counted {
     /// To be published, and not yet taken by a relay.
     pub due: u32,
-    /// Published: the message is in the queue, or with a worker.
+    /// Published: the task is in the queue, or with a worker.
     pub published: u32,
     /// A retry or a scheduled delivery, before its time.
     pub scheduled: u32,

@@ -6,7 +6,7 @@ use tokio_postgres::{Error, GenericClient};
 
 use super::statements::Statements;
 
-/// Records that the broker confirmed these rows; should their messages get lost, they are due again after
+/// Records that the broker confirmed these rows; should their tasks get lost, they are due again after
 /// `republish_after`.
 ///
 /// # Errors
@@ -26,10 +26,10 @@ pub async fn mark_published(
 ///
 /// # Errors
 /// The database cannot be asked.
-pub async fn push_back(transaction: &impl GenericClient, ids: &[i64], delay: Duration) -> Result<(), Error> {
+pub async fn postpone(transaction: &impl GenericClient, ids: &[i64], delay: Duration) -> Result<(), Error> {
     transaction
         .execute(
-            "-- push_back
+            "-- postpone_due
             UPDATE outbox SET due_at = statement_timestamp() + make_interval(secs => $2) WHERE id = ANY($1)",
             &[&ids, &delay.as_secs_f64()],
         )

@@ -1,6 +1,6 @@
 //! What RabbitMQ has lost without a word: purged by somebody, dropped by a policy, taken by another program.
 //!
-//! A row that is published, whose job nobody has claimed, has its message in the queue or in a worker's hands. Workers say
+//! A row that is published, whose job nobody has claimed, has its task in the queue or in a worker's hands. Workers say
 //! again and again of what waits with them that it does ([`still_held`]); so what nobody has said that of for a while, and
 //! is not in the queue either, is lost. Should it turn up all the same, its claim is refused.
 
@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use tokio_postgres::{Client, Error};
 
 use super::claim::Position;
-use crate::broker::task::Message;
+use crate::broker::task::Task;
 use crate::service::database::{Pool, is_of_one_row, on_connection};
 
 /// What is published, not claimed, and not said to be held, for longer than this, is in the queue or lost. Workers say it
@@ -19,7 +19,7 @@ pub const LOST_AFTER: Duration = Duration::from_secs(6);
 /// A page of published rows.
 #[derive(Clone, Debug)]
 pub struct Page {
-    /// Those whose messages are in the queue or lost, the oldest first.
+    /// Those whose tasks are in the queue or lost, the oldest first.
     pub unclaimed: Vec<i64>,
     /// Where to go on; `None` when there are no more.
     pub next: Option<Position>,
@@ -85,8 +85,8 @@ async fn step(client: &Client, horizon: Duration, after: Option<Position>) -> Re
     Ok(row.map(|row| (row.get("due_at"), row.get("id"))))
 }
 
-/// Makes rows due again whose messages are lost, unless somebody holds them or said meanwhile that he does. Those on the
-/// list of rows that somebody held are not: their messages were given back. Returns how many that were.
+/// Makes rows due again whose tasks are lost, unless somebody holds them or said meanwhile that he does. Those on the
+/// list of rows that somebody held are not: their tasks were given back. Returns how many that were.
 ///
 /// # Errors
 /// The database cannot be asked.
@@ -102,18 +102,18 @@ pub async fn make_due(client: &Client, rows: &[i64]) -> Result<u64, Error> {
     client.execute(statement, &[&rows, &LOST_AFTER.as_secs_f64()]).await
 }
 
-/// Says of messages that wait for a slot that they are not lost. Waits for nobody.
+/// Says of tasks that wait for a slot that they are not lost. Waits for nobody.
 ///
 /// # Errors
 /// The database cannot be asked.
-pub async fn still_held(pool: &Pool, messages: &[Message]) -> Result<(), sqlx::Error> {
-    let rows: Vec<i64> = messages.iter().map(|message| message.outbox_id).collect();
-    let attempts: Vec<i32> = messages.iter().map(|message| message.attempt).collect();
+pub async fn still_held(pool: &Pool, tasks: &[Task]) -> Result<(), sqlx::Error> {
+    let rows: Vec<i64> = tasks.iter().map(|task| task.outbox_id).collect();
+    let attempts: Vec<i32> = tasks.iter().map(|task| task.attempt).collect();
     let statement = sqlx::query!(
         "-- still_held
         WITH free AS MATERIALIZED (
-            SELECT outbox.id FROM unnest($1::bigint[], $2::integer[]) AS message (outbox_id, attempt)
-            JOIN outbox ON outbox.id = ANY($1) AND outbox.id = message.outbox_id AND outbox.attempt = message.attempt
+            SELECT outbox.id FROM unnest($1::bigint[], $2::integer[]) AS task (outbox_id, attempt)
+            JOIN outbox ON outbox.id = ANY($1) AND outbox.id = task.outbox_id AND outbox.attempt = task.attempt
             WHERE coalesce(waits_for, '') = '' AND published_at IS NOT NULL
             FOR UPDATE OF outbox SKIP LOCKED
         )

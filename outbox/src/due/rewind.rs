@@ -7,7 +7,7 @@ use tokio_postgres::{Error, GenericClient};
 use super::claim::Position;
 
 /// Goes through up to `limit` rows that are due within `horizon`, after a position, and makes those due at once that were
-/// published, because the broker lost their messages. What somebody holds is put on the list of those to look at again:
+/// published, because the broker lost their tasks. What somebody holds is put on the list of those to look at again:
 /// also what is due, since another relay may have published it a moment ago and is about to record that. Returns how
 /// many rows that were, and the position to go on from; `None` when there are no more.
 ///

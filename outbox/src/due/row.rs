@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use crate::broker::task::{LARGE_PAYLOAD, Message};
+use crate::broker::task::{LARGE_PAYLOAD, Task};
 
 /// An outbox row that is due.
 #[derive(Clone, Debug)]
@@ -13,15 +13,15 @@ pub struct DueRow {
     /// Its AMQP `message_id`, the same however often it is published.
     pub message_id: Uuid,
     /// Whether it was recorded as published before.
-    pub rings_again: bool,
+    pub was_published: bool,
     /// Whether it has an ordering key and must first be given its turn: see [`crate::due::ordering`].
     pub has_no_turn: bool,
     /// Whether its destination is sick, and it was not set free.
     pub is_held_back: bool,
     /// Since when it is due, by the database's clock.
     pub due_at: SystemTime,
-    /// The message to publish; holds the row's id.
-    pub message: Message,
+    /// The task to publish; holds the row's id.
+    pub task: Task,
 }
 
 impl DueRow {
@@ -29,25 +29,25 @@ impl DueRow {
         // What cannot be read is not known: one such row must not stop the others.
         let traceparent = row.try_get("traceparent").unwrap_or_default();
         let destination = row.try_get("destination").unwrap_or_default();
-        let mut message = Message::new(row.get("job_id"), row.get("attempt"), row.get("id"), traceparent)
+        let mut task = Task::new(row.get("job_id"), row.get("attempt"), row.get("id"), traceparent)
             .to(destination, row.get("released"));
-        message.installation = row.get("installation");
-        message.limited = row.get("limited");
+        task.installation = row.get("installation");
+        task.limited = row.get("limited");
         let payload_bytes: i32 = row.get("payload_bytes");
-        message.payload_bytes = Some(payload_bytes.unsigned_abs()).filter(|it| *it >= LARGE_PAYLOAD).unwrap_or(0);
+        task.payload_bytes = Some(payload_bytes.unsigned_abs()).filter(|it| *it >= LARGE_PAYLOAD).unwrap_or(0);
         Self {
             message_id: row.get("message_id"),
-            rings_again: row.get("rings_again"),
+            was_published: row.get("was_published"),
             has_no_turn: row.get("has_no_turn"),
             is_held_back: row.get("is_held_back"),
             due_at: row.get("due_at"),
-            message,
+            task,
         }
     }
 
     /// The row's id in `outbox`.
     #[must_use]
     pub const fn id(&self) -> i64 {
-        self.message.outbox_id
+        self.task.outbox_id
     }
 }

@@ -44,7 +44,7 @@ macro_rules! is_sick {
 }
 
 /// Rows of sick destinations are left to [`crate::destination`], unless they were set free there. But what is due again
-/// is put right first ([`super::put_right`]), and what is to wait for its turn begins to ([`crate::due::ordering::line_up`]).
+/// is put right first ([`super::sift_published`]), and what is to wait for its turn begins to ([`crate::due::ordering::line_up`]).
 macro_rules! publishable {
     () => {
         concat!(
@@ -61,7 +61,7 @@ macro_rules! due_row {
         concat!(
             "id, due_at, job_id, attempt, message_id, traceparent, destination, released, payload_bytes,
            (SELECT id FROM installation) AS installation,
-           published_at IS NOT NULL AS rings_again, ordering_key IS NOT NULL AND NOT turn AS has_no_turn,
+           published_at IS NOT NULL AS was_published, ordering_key IS NOT NULL AND NOT turn AS has_no_turn,
            CASE WHEN EXISTS (SELECT FROM destinations WHERE rate_limit IS NOT NULL) THEN
                (SELECT rate_limit FROM destinations WHERE destinations.destination = outbox.destination) IS NOT NULL
            ELSE false END AS limited,

@@ -1,6 +1,6 @@
 //! Withdrawing a job that nobody is delivering.
 //!
-//! The rule is the SQL function `outhook.cancel`, so that psql and the HTTP API cannot differ. Its message
+//! The rule is the SQL function `outhook.cancel`, so that psql and the HTTP API cannot differ. Its task
 //! may be on its way all the same: the claim refuses it, and the worker drops it.
 
 use uuid::Uuid;

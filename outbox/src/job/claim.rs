@@ -1,7 +1,7 @@
 //! The worker's first transaction: one claim an attempt.
 //!
 //! A claim gives its job the next attempt number, the fence: [`crate::job::settle`] writes only while the job
-//! still has it. A message that finds no claim is a duplicate or stale, unless a worker was lost:
+//! still has it. A task that finds no claim is a duplicate or stale, unless a worker was lost:
 //! [`super::unclaimed::look_up`] tells.
 
 mod row;
@@ -14,7 +14,7 @@ use url::Url;
 use uuid::Uuid;
 
 use self::row::{Readable, Row};
-use crate::broker::task::Message;
+use crate::broker::task::Task;
 use crate::kill_point_in;
 use crate::service::database::{Pool, is_of_one_row, on_connection};
 use crate::signing::store;
@@ -62,23 +62,23 @@ pub struct Lease {
     pub margin: Duration,
 }
 
-/// Claims the messages' jobs for `worker` until the lease has passed. Returns those that were free.
+/// Claims the tasks' jobs for `worker` until the lease has passed. Returns those that were free.
 ///
 /// # Errors
 /// The statement failed. Whether it committed is not known: [`recover_claim`] comes before another try.
-pub async fn claim(pool: &Pool, messages: &[Message], worker: &str, lease: Lease) -> Result<Vec<Claimed>, sqlx::Error> {
-    let job_ids: Vec<Uuid> = messages.iter().map(|message| message.job_id).collect();
-    let attempts: Vec<i32> = messages.iter().map(|message| message.attempt).collect();
-    let destinations: Vec<&str> = messages.iter().map(|message| message.destination.as_str()).collect();
-    let limited: Vec<bool> = messages.iter().map(|message| message.limited).collect();
+pub async fn claim(pool: &Pool, tasks: &[Task], worker: &str, lease: Lease) -> Result<Vec<Claimed>, sqlx::Error> {
+    let job_ids: Vec<Uuid> = tasks.iter().map(|task| task.job_id).collect();
+    let attempts: Vec<i32> = tasks.iter().map(|task| task.attempt).collect();
+    let destinations: Vec<&str> = tasks.iter().map(|task| task.destination.as_str()).collect();
+    let limited: Vec<bool> = tasks.iter().map(|task| task.limited).collect();
     let statement = sqlx::query_as!(
         Row,
         r#"-- claim_jobs
         WITH free AS MATERIALIZED (
             SELECT id FROM webhook_jobs
-            JOIN unnest($1::uuid[], $2::integer[], $6::text[], $7::boolean[]) AS message (job_id, attempt, destination, limited)
-                -- The guard: of any number of equal or stale messages, one finds the job like this.
-                ON id = job_id AND status = 'pending' AND webhook_jobs.attempt = message.attempt
+            JOIN unnest($1::uuid[], $2::integer[], $6::text[], $7::boolean[]) AS task (job_id, attempt, destination, limited)
+                -- The guard: of any number of equal or stale tasks, one finds the job like this.
+                ON id = job_id AND status = 'pending' AND webhook_jobs.attempt = task.attempt
             WHERE id = ANY($1)
               -- Its receiver asked for a pause. While nobody has, the jobs pay nothing for it. Looked up by its key for
               -- each: for NOT EXISTS, Postgres may make a list of all that there are, in each statement.
@@ -86,8 +86,8 @@ pub async fn claim(pool: &Pool, messages: &[Message], worker: &str, lease: Lease
                       (SELECT until FROM url_pauses WHERE url = outhook.url_without_query(client_url)) <= now(), true)
                   ELSE true END
               -- Its destination got a limit after it was published: it comes again, and needs a slot then.
-              AND CASE WHEN EXISTS (SELECT FROM destinations WHERE rate_limit IS NOT NULL) THEN message.limited OR (
-                      SELECT rate_limit FROM destinations WHERE destinations.destination = message.destination) IS NULL
+              AND CASE WHEN EXISTS (SELECT FROM destinations WHERE rate_limit IS NOT NULL) THEN task.limited OR (
+                      SELECT rate_limit FROM destinations WHERE destinations.destination = task.destination) IS NULL
                   ELSE true END
             -- A row that somebody holds must not stop the others; it is refused, and comes again.
             FOR UPDATE OF webhook_jobs SKIP LOCKED
@@ -127,11 +127,11 @@ pub async fn claim(pool: &Pool, messages: &[Message], worker: &str, lease: Lease
 /// The statement failed; it may be repeated.
 pub async fn recover_claim(
     pool: &Pool,
-    messages: &[Message],
+    tasks: &[Task],
     worker: &str,
     lease: Lease,
 ) -> Result<Vec<Claimed>, sqlx::Error> {
-    let job_ids: Vec<Uuid> = messages.iter().map(|message| message.job_id).collect();
+    let job_ids: Vec<Uuid> = tasks.iter().map(|task| task.job_id).collect();
     let statement = sqlx::query_as!(
         Row,
         r#"-- recover_claim

@@ -53,7 +53,7 @@ pub struct Settled {
     pub attempt: i32,
     /// Whether the job's outbox row was there to be re-armed or deleted. Always, unless somebody else
     /// deleted it: then a job that is to be tried again is lost.
-    pub alarm_found: bool,
+    pub outbox_row_found: bool,
 }
 
 /// Writes a batch of settlements in one statement. Returns those whose attempt still held its job; the others
@@ -166,7 +166,7 @@ async fn write(connection: &mut PgConnection, settlements: &[&Settlement]) -> Re
             WHERE id = ANY(ARRAY(SELECT outbox_id FROM settled WHERE status <> 'pending'))
             RETURNING id
         )
-        SELECT job_id AS "job_id!", attempt AS "attempt!", alarm.id IS NOT NULL AS "alarm_found!"
+        SELECT job_id AS "job_id!", attempt AS "attempt!", alarm.id IS NOT NULL AS "outbox_row_found!"
         FROM settled LEFT JOIN (SELECT id FROM rearmed UNION ALL SELECT id FROM deleted) AS alarm
             ON alarm.id = settled.outbox_id"#,
         &job_ids,

@@ -15,7 +15,7 @@
 /// Where a job stands. The text in the database is [`Status::as_str`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
-    /// Waiting for its outbox row to become due, or for a worker to take its message.
+    /// Waiting for its outbox row to become due, or for a worker to take its task.
     Pending,
     /// Claimed by a worker, whose lease has not been settled.
     Processing,

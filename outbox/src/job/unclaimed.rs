@@ -5,13 +5,13 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::broker::task::Message;
+use crate::broker::task::Task;
 use crate::job::states::Status;
 use crate::service::database::{Pool, on_connection};
 
-/// How the job of a refused message stands.
+/// How the job of a refused task stands.
 #[derive(Clone, Debug)]
-pub struct Standing {
+pub struct UnclaimedJob {
     /// The job.
     pub job_id: Uuid,
     /// Its status.
@@ -34,11 +34,11 @@ pub struct Standing {
     pub paused_for: Option<Duration>,
 }
 
-/// Looks up the jobs of messages that found no claim. Waits for nobody's locks.
+/// Looks up the jobs of tasks that found no claim. Waits for nobody's locks.
 ///
 /// # Errors
 /// The database cannot be asked.
-pub async fn look_up(pool: &Pool, job_ids: &[Uuid]) -> Result<Vec<Standing>, sqlx::Error> {
+pub async fn look_up(pool: &Pool, job_ids: &[Uuid]) -> Result<Vec<UnclaimedJob>, sqlx::Error> {
     let statement = sqlx::query!(
         r#"-- look_up_refused
         SELECT id, status, attempt, retry_count, max_attempts, ordering_key IS NOT NULL AS "ordered!",
@@ -50,7 +50,7 @@ pub async fn look_up(pool: &Pool, job_ids: &[Uuid]) -> Result<Vec<Standing>, sql
         job_ids
     );
     let rows = on_connection(pool, async |connection| statement.fetch_all(connection).await).await?;
-    let standings = rows.into_iter().map(|row| Standing {
+    let jobs = rows.into_iter().map(|row| UnclaimedJob {
         job_id: row.id,
         status: Status::from_text(&row.status).expect("webhook_jobs_status_known"),
         attempt: row.attempt,
@@ -62,17 +62,16 @@ pub async fn look_up(pool: &Pool, job_ids: &[Uuid]) -> Result<Vec<Standing>, sql
         lease_expired: row.lease_expired,
         paused_for: row.paused_for.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default()),
     });
-    Ok(standings.collect())
+    Ok(jobs.collect())
 }
 
-/// Puts the rows of these messages on the list of those that a relay makes due again as soon as nobody holds them, or
-/// at the end of their jobs' leases. Only inserts, so it waits for nobody; after it the messages may be dropped.
+/// Puts the rows of these tasks on the list of those that a relay makes due again as soon as nobody holds them, or
+/// at the end of their jobs' leases. Only inserts, so it waits for nobody; after it the tasks may be dropped.
 ///
 /// # Errors
 /// The database cannot be asked.
-pub async fn check_again<'a>(pool: &Pool, messages: impl IntoIterator<Item = &'a Message>) -> Result<(), sqlx::Error> {
-    let (rows, attempts): (Vec<i64>, Vec<i32>) =
-        messages.into_iter().map(|message| (message.outbox_id, message.attempt)).unzip();
+pub async fn check_again<'a>(pool: &Pool, tasks: impl IntoIterator<Item = &'a Task>) -> Result<(), sqlx::Error> {
+    let (rows, attempts): (Vec<i64>, Vec<i32>) = tasks.into_iter().map(|task| (task.outbox_id, task.attempt)).unzip();
     let statement = sqlx::query!(
         "-- check_again
         INSERT INTO outbox_checks (outbox_id, attempt) SELECT * FROM unnest($1::bigint[], $2::integer[])",
@@ -82,25 +81,25 @@ pub async fn check_again<'a>(pool: &Pool, messages: impl IntoIterator<Item = &'a
     on_connection(pool, async |connection| statement.execute(connection).await).await.map(drop)
 }
 
-/// Gives messages that were not claimed back to the outbox: their rows are due after these waits, as if they had not
+/// Gives tasks that were not claimed back to the outbox: their rows are due after these waits, as if they had not
 /// been published. Returns the rows; the others are held by somebody or no longer free to be attempted, and nothing
 /// was changed about them.
 ///
 /// # Errors
 /// The database cannot be asked.
-pub async fn postpone(pool: &Pool, messages: &[(&Message, Duration)]) -> Result<Vec<i64>, sqlx::Error> {
-    let rows: Vec<i64> = messages.iter().map(|(message, _)| message.outbox_id).collect();
-    let job_ids: Vec<Uuid> = messages.iter().map(|(message, _)| message.job_id).collect();
-    let attempts: Vec<i32> = messages.iter().map(|(message, _)| message.attempt).collect();
-    let waits: Vec<f64> = messages.iter().map(|(_, wait)| wait.as_secs_f64()).collect();
+pub async fn postpone(pool: &Pool, tasks: &[(&Task, Duration)]) -> Result<Vec<i64>, sqlx::Error> {
+    let rows: Vec<i64> = tasks.iter().map(|(task, _)| task.outbox_id).collect();
+    let job_ids: Vec<Uuid> = tasks.iter().map(|(task, _)| task.job_id).collect();
+    let attempts: Vec<i32> = tasks.iter().map(|(task, _)| task.attempt).collect();
+    let waits: Vec<f64> = tasks.iter().map(|(_, wait)| wait.as_secs_f64()).collect();
     let statement = sqlx::query_scalar!(
         "-- postpone
         WITH free AS MATERIALIZED (
-            SELECT outbox.id, message.wait
-            FROM unnest($1::bigint[], $2::uuid[], $3::integer[], $4::float8[]) AS message (outbox_id, job_id, attempt, wait)
+            SELECT outbox.id, task.wait
+            FROM unnest($1::bigint[], $2::uuid[], $3::integer[], $4::float8[]) AS task (outbox_id, job_id, attempt, wait)
             JOIN webhook_jobs AS job
-                ON job.id = ANY($2) AND job.id = message.job_id AND job.status = 'pending' AND job.attempt = message.attempt
-            JOIN outbox ON outbox.id = ANY($1) AND outbox.id = message.outbox_id AND outbox.attempt = message.attempt
+                ON job.id = ANY($2) AND job.id = task.job_id AND job.status = 'pending' AND job.attempt = task.attempt
+            JOIN outbox ON outbox.id = ANY($1) AND outbox.id = task.outbox_id AND outbox.attempt = task.attempt
             WHERE coalesce(outbox.waits_for, '') = ''
             FOR UPDATE OF outbox, job SKIP LOCKED
         )
@@ -115,19 +114,18 @@ pub async fn postpone(pool: &Pool, messages: &[(&Message, Duration)]) -> Result<
     on_connection(pool, async |connection| statement.fetch_all(connection).await).await
 }
 
-/// Gives messages back to the outbox whose jobs Postgres cannot read: their rows are due after this wait, and nothing
-/// about the jobs is asked for. Should one be at its end or with a worker, its next message finds that out.
+/// Gives tasks back to the outbox whose jobs Postgres cannot read: their rows are due after this wait, and nothing
+/// about the jobs is asked for. Should one be at its end or with a worker, its next task finds that out.
 ///
 /// # Errors
 /// The database cannot be asked.
-pub async fn postpone_unread(pool: &Pool, messages: &[Message], wait: Duration) -> Result<(), sqlx::Error> {
-    let (rows, attempts): (Vec<i64>, Vec<i32>) =
-        messages.iter().map(|message| (message.outbox_id, message.attempt)).unzip();
+pub async fn postpone_unread(pool: &Pool, tasks: &[Task], wait: Duration) -> Result<(), sqlx::Error> {
+    let (rows, attempts): (Vec<i64>, Vec<i32>) = tasks.iter().map(|task| (task.outbox_id, task.attempt)).unzip();
     let statement = sqlx::query!(
         "-- postpone_unread
         WITH free AS MATERIALIZED (
-            SELECT outbox.id FROM unnest($1::bigint[], $2::integer[]) AS message (outbox_id, attempt)
-            JOIN outbox ON outbox.id = ANY($1) AND outbox.id = message.outbox_id AND outbox.attempt = message.attempt
+            SELECT outbox.id FROM unnest($1::bigint[], $2::integer[]) AS task (outbox_id, attempt)
+            JOIN outbox ON outbox.id = ANY($1) AND outbox.id = task.outbox_id AND outbox.attempt = task.attempt
             WHERE coalesce(outbox.waits_for, '') = ''
             FOR UPDATE OF outbox SKIP LOCKED
         )

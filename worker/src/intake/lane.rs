@@ -17,7 +17,7 @@ pub(super) const PATIENCE: Duration = Duration::from_millis(200);
 /// What waits this long makes way in any case: it is slow.
 pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
-/// For so long after a destination was found sick its messages are held without a try. Those that the relay
+/// For so long after a destination was found sick its tasks are held without a try. Those that the relay
 /// published before it knew come within this time.
 const KNOWN_SICK: Duration = Duration::from_secs(5);
 
@@ -113,7 +113,7 @@ impl<Delivery> Lane<Delivery> {
     /// Takes out what was sent before it was known to be sick: what was set free since then is to be tried.
     pub(super) fn take_sick(&mut self) -> impl Iterator<Item = Received<Delivery>> {
         let (free, sick): (VecDeque<_>, VecDeque<_>) =
-            std::mem::take(&mut self.waiting).into_iter().partition(|(received, _)| received.message.released);
+            std::mem::take(&mut self.waiting).into_iter().partition(|(received, _)| received.task.released);
         self.waiting = free;
         sick.into_iter().map(|(received, _)| received)
     }

@@ -2,24 +2,24 @@
 
 use std::sync::Arc;
 
-use outbox::broker::task::Message;
+use outbox::broker::task::Task;
 use outbox::destination::breaker::Finding as Report;
 use tokio::time::Instant;
 
 use super::strangers::Ticket;
 
-/// A message and what is needed to answer for it.
+/// A task and what is needed to answer for it.
 #[derive(Debug)]
 pub(crate) struct Received<Delivery> {
-    pub message: Message,
+    pub task: Task,
     pub delivery: Delivery,
     /// Once it is started, if its destination is not known to be well.
     pub ticket: Option<Ticket>,
 }
 
 impl<Delivery> Received<Delivery> {
-    pub(crate) const fn new(message: Message, delivery: Delivery) -> Self {
-        Self { message, delivery, ticket: None }
+    pub(crate) const fn new(task: Task, delivery: Delivery) -> Self {
+        Self { task, delivery, ticket: None }
     }
 }
 
@@ -57,10 +57,10 @@ pub(crate) struct Answered {
 }
 
 impl Answered {
-    /// The end of this message's attempt.
-    pub(crate) fn new(message: &Message, ticket: Option<Ticket>, finding: Option<Finding>) -> Self {
-        let destination = message.destination.as_str().into();
-        Self { destination, released: message.released, ticket, payload_bytes: message.payload_bytes, finding }
+    /// The end of this task's attempt.
+    pub(crate) fn new(task: &Task, ticket: Option<Ticket>, finding: Option<Finding>) -> Self {
+        let destination = task.destination.as_str().into();
+        Self { destination, released: task.released, ticket, payload_bytes: task.payload_bytes, finding }
     }
 }
 
@@ -69,9 +69,9 @@ pub(crate) type Found = (Arc<str>, Report, String);
 
 /// What must make way for others.
 pub(crate) struct MakesWay<Delivery> {
-    /// Messages of destinations that are sick: they wait for them.
+    /// Tasks of destinations that are sick: they wait for them.
     pub sick: Vec<Received<Delivery>>,
-    /// Messages for which there is no slot for now: they come again in a moment.
+    /// Tasks for which there is no slot for now: they come again in a moment.
     pub crowded: Vec<Received<Delivery>>,
     /// The same of destinations that have requests under way and answer none: they come again later.
     pub hanging: Vec<Received<Delivery>>,

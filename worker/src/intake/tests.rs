@@ -18,8 +18,8 @@ fn intake() -> Intake<()> {
 fn received(destination: &str, released: bool) -> Received<()> {
     static ROWS: AtomicI64 = AtomicI64::new(1);
     let row = ROWS.fetch_add(1, Ordering::Relaxed);
-    let message = Message::new(Uuid::nil(), 0, row, None).to(destination.to_owned(), released);
-    Received::new(message, ())
+    let task = Task::new(Uuid::nil(), 0, row, None).to(destination.to_owned(), released);
+    Received::new(task, ())
 }
 
 fn push(intake: &mut Intake<()>, destination: &str, count: usize, now: Instant) {
@@ -41,7 +41,7 @@ fn acquainted(bounds: Bounds, destinations: &[&str]) -> (Intake<()>, Instant) {
 }
 
 fn start(intake: &mut Intake<()>) -> Vec<String> {
-    intake.start(100, Instant::now()).into_iter().map(|it| it.message.destination).collect()
+    intake.start(100, Instant::now()).into_iter().map(|it| it.task.destination).collect()
 }
 
 fn end(
@@ -154,7 +154,7 @@ fn a_destination_that_answers_is_waited_for_a_little_longer() {
 #[test]
 fn a_slot_is_free_when_its_attempt_is_recorded() {
     let (mut intake, now) = acquainted(BOUNDS, &["a"]);
-    let silent = || Answered::new(&received("a", false).message, None, None);
+    let silent = || Answered::new(&received("a", false).task, None, None);
     push(&mut intake, "a", 8, now);
     assert_eq!(start(&mut intake).len(), 4);
     for _ in 0..4 {
@@ -185,7 +185,7 @@ fn strangers_that_hang_leave_slots_for_the_first_contact_and_for_those_known_to_
 
     // As long as many hang, few are let in at a time, and only those that were not put off.
     let put_off = way.crowded.into_iter().next().expect("some were");
-    let name = put_off.message.destination.clone();
+    let name = put_off.task.destination.clone();
     intake.push(put_off, later);
     for newcomer in 0..20 {
         push(&mut intake, &format!("newcomer {newcomer}"), 1, later);
@@ -202,7 +202,7 @@ fn strangers_that_hang_leave_slots_for_the_first_contact_and_for_those_known_to_
 }
 
 fn start_at(intake: &mut Intake<()>, now: Instant) -> Vec<String> {
-    intake.start(1_000, now).into_iter().map(|it| it.message.destination).collect()
+    intake.start(1_000, now).into_iter().map(|it| it.task.destination).collect()
 }
 
 #[test]
@@ -210,7 +210,7 @@ fn large_payloads_share_their_bytes_and_one_alone_may_have_more() {
     let (mut intake, now) = acquainted(BOUNDS, &["a", "b"]);
     let large = |destination: &str, bytes: u32| {
         let mut large = received(destination, false);
-        large.message.payload_bytes = bytes;
+        large.task.payload_bytes = bytes;
         large
     };
     for bytes in [60, 60, 30] {
@@ -218,7 +218,7 @@ fn large_payloads_share_their_bytes_and_one_alone_may_have_more() {
     }
     push(&mut intake, "b", 1, now);
     assert_eq!(start(&mut intake), ["a", "b"], "a small one is never in the way");
-    let first = Answered::new(&large("a", 60).message, None, Some(well()));
+    let first = Answered::new(&large("a", 60).task, None, Some(well()));
     intake.note(Progress::Answered(first), now);
     assert_eq!(start(&mut intake), ["a", "a"], "60 and 30 are fewer than 100");
     let mut alone = Intake::new(BOUNDS);
@@ -231,7 +231,7 @@ fn a_limited_destination_gets_what_it_has_slots_for_in_their_time() {
     let (mut intake, now) = acquainted(BOUNDS, &["a"]);
     let limited = || {
         let mut limited = received("a", false);
-        limited.message.limited = true;
+        limited.task.limited = true;
         limited
     };
     (0..3).for_each(|_| intake.push(limited(), now));
@@ -260,7 +260,7 @@ fn failures_in_a_row_are_reported_and_a_success_starts_anew() {
     let mut end = |finding: Finding, released: bool| {
         intake.push(received("a", released), now);
         let started = intake.start(1, now).remove(0);
-        let answered = Answered::new(&started.message, started.ticket, Some(finding));
+        let answered = Answered::new(&started.task, started.ticket, Some(finding));
         let found = intake.note(Progress::Answered(answered), now);
         assert_eq!(intake.note(Progress::Recorded, now), None);
         found.map(|(_, report, _)| report)

@@ -124,7 +124,7 @@ fn the_last_attempt_fails_the_job() {
 
 #[test]
 fn a_lost_attempt_counts_and_is_tried_again_at_once() {
-    let standing = |retry_count| Standing {
+    let job = |retry_count| UnclaimedJob {
         job_id: Uuid::nil(),
         status: Status::Processing,
         attempt: 3,
@@ -136,9 +136,9 @@ fn a_lost_attempt_counts_and_is_tried_again_at_once() {
         lease_expired: true,
         paused_for: None,
     };
-    let lost = settlement_of_lost(&standing(0), &policy());
+    let lost = settlement_of_lost(&job(0), &policy());
     assert_eq!((lost.status, lost.outcome, lost.retry_in), (Status::Pending, Outcome::Unknown, Duration::ZERO));
-    assert_eq!(settlement_of_lost(&standing(2), &policy()).status, Status::Failed);
+    assert_eq!(settlement_of_lost(&job(2), &policy()).status, Status::Failed);
 }
 
 #[test]

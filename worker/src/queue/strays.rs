@@ -1,4 +1,4 @@
-//! Messages of another installation of Outhook that uses the same broker and the same names. They are left to its workers;
+//! Tasks of another installation of Outhook that uses the same broker and the same names. They are left to its workers;
 //! dropped, they would be lost to it.
 
 use std::time::Duration;
@@ -29,14 +29,14 @@ impl Strays {
 
     /// Lets through what is of this installation, and gives back the rest. What names none is of an older build.
     pub(crate) fn keep_ours(&mut self, received: Received) -> Option<Received> {
-        if received.message.installation.is_none_or(|it| it == self.installation) {
+        if received.task.installation.is_none_or(|it| it == self.installation) {
             return Some(received);
         }
         metrics::counter!("outhook_worker_strays_total").increment(1);
         if self.next_warning <= Instant::now() {
             self.next_warning = Instant::now() + WARNING_SPACING;
             warn!(
-                "a message is of another installation of Outhook, which uses the same queue: give one of them names of its \
+                "a task is of another installation of Outhook, which uses the same queue: give one of them names of its \
                  own (RABBITMQ_EXCHANGE, RABBITMQ_QUEUE) or a virtual host of its own"
             );
         }

@@ -26,12 +26,12 @@ const CONSUMER: &str = "the consumer";
 /// Between two looks at the queue, while nothing comes.
 const LOOK_SPACING: Duration = Duration::from_secs(2);
 
-/// Looks in a row that find messages, and none comes, until the consumer is taken as deaf: the first may have met them
+/// Looks in a row that find tasks, and none comes, until the consumer is taken as deaf: the first may have met them
 /// on their way.
 const LOOKS: u32 = 2;
 
 /// An idle consumer that has heard nothing for so long takes its place anew: what counts as handed to it is not among
-/// the queue's messages.
+/// the queue's tasks.
 const RENEW_AFTER: Duration = Duration::from_secs(10);
 
 /// What was handed to a deaf consumer comes within this time once it is gone.
@@ -48,8 +48,8 @@ pub(crate) enum ConsumeError {
     /// The stream of deliveries ended: the queue was deleted, or the channel closed.
     #[error("RabbitMQ ended the consumer: see that a relay runs, which declares the queue")]
     Ended,
-    /// The queue has messages, there is room for them, and none comes.
-    #[error("the consumer is deaf: RabbitMQ has {ready} messages ready and hands out none; connecting anew")]
+    /// The queue has tasks, there is room for them, and none comes.
+    #[error("the consumer is deaf: RabbitMQ has {ready} tasks ready and hands out none; connecting anew")]
     Deaf { ready: u32 },
 }
 
@@ -74,7 +74,7 @@ impl ConsumeError {
 /// How much of its room the worker has taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Load {
-    /// Nothing is under way, and no message is held.
+    /// Nothing is under way, and no task is held.
     Idle,
     /// There are free slots.
     Some,
@@ -88,10 +88,10 @@ pub(crate) struct Subscription {
     consumer: Consumer,
     /// Its looks have a channel of their own: one that fails closes it.
     looks: Channel,
-    /// When the last message came, or the consumer began.
+    /// When the last task came, or the consumer began.
     heard: Instant,
     next_look: Instant,
-    /// Looks in a row that found messages.
+    /// Looks in a row that found tasks.
     unheard: u32,
     /// When the consumer took its place anew, if nothing came since.
     renewed: Option<Instant>,
@@ -121,10 +121,10 @@ impl Subscription {
         })
     }
 
-    /// The next message.
+    /// The next task.
     pub(crate) async fn next(&mut self) -> Result<Delivery, ConsumeError> {
         let delivery = self.consumer.next().await.ok_or(ConsumeError::Ended)?;
-        let delivery = delivery.map_err(|error| BrokerError::Client("the next message", error))?;
+        let delivery = delivery.map_err(|error| BrokerError::Client("the next task", error))?;
         self.heard(&delivery, Instant::now());
         Ok(delivery)
     }
@@ -195,7 +195,7 @@ impl Subscription {
         Ok(late)
     }
 
-    /// Stops the flow of messages. Returns what came before.
+    /// Stops the flow of tasks. Returns what came before.
     async fn cancel(&mut self) -> Result<Vec<Delivery>, BrokerError> {
         let cancelled = self.channel.basic_cancel(CONSUMER_TAG.into(), BasicCancelOptions::default());
         within("the cancel", cancelled).await?;
@@ -203,12 +203,12 @@ impl Subscription {
         Ok(std::iter::from_fn(|| self.consumer.next().now_or_never()??.ok()).collect())
     }
 
-    /// Stops the flow of messages and gives back those that were handed out ahead, for other workers.
+    /// Stops the flow of tasks and gives back those that were handed out ahead, for other workers.
     pub(crate) async fn release_rest(&mut self, waiting: impl Iterator<Item = Delivery>) {
         match self.cancel().await {
             Ok(rest) => release_all(rest.into_iter().chain(waiting)).await,
             Err(error) => {
-                debug!(%error, "could not cancel the consumer; its messages come back with the connection's end");
+                debug!(%error, "could not cancel the consumer; its tasks come back with the connection's end");
             }
         }
     }
@@ -233,7 +233,7 @@ async fn open_channel(worker: &Worker, connection: &Connection) -> Result<Channe
     Ok(channel)
 }
 
-/// Closes a channel whose consumer nobody waited for: it may begin all the same, and would take messages that nobody reads.
+/// Closes a channel whose consumer nobody waited for: it may begin all the same, and would take tasks that nobody reads.
 fn abandon(channel: Channel) {
     tokio::spawn(async move { within("the close", channel.close(200, "not needed".into())).await });
 }

@@ -21,23 +21,23 @@ const UNREADABLE_DELAY: Duration = Duration::from_secs(30);
 ///
 /// # Errors
 /// The database cannot be asked.
-pub async fn put_right(transaction: &impl GenericClient, due: Vec<DueRow>) -> Result<Vec<DueRow>, Error> {
-    let again: Vec<&DueRow> = due.iter().filter(|row| row.rings_again).collect();
+pub async fn sift_published(transaction: &impl GenericClient, due: Vec<DueRow>) -> Result<Vec<DueRow>, Error> {
+    let again: Vec<&DueRow> = due.iter().filter(|row| row.was_published).collect();
     let mut settled = HashSet::new();
     let mut unreadable = Vec::new();
     let mut parts = if again.is_empty() { Vec::new() } else { vec![&again[..]] };
     while let Some(rows) = parts.pop() {
-        transaction.batch_execute("SAVEPOINT put_right").await?;
-        match put_right_together(transaction, rows).await {
+        transaction.batch_execute("SAVEPOINT sift_published").await?;
+        match sift_published_together(transaction, rows).await {
             Ok(ids) => {
-                transaction.batch_execute("RELEASE SAVEPOINT put_right").await?;
+                transaction.batch_execute("RELEASE SAVEPOINT sift_published").await?;
                 settled.extend(ids);
             }
             // By halves, until it is alone.
             Err(error) if is_of_one_row(&error) => {
-                transaction.batch_execute("ROLLBACK TO SAVEPOINT put_right").await?;
+                transaction.batch_execute("ROLLBACK TO SAVEPOINT sift_published").await?;
                 if let [row] = rows {
-                    error!(%error, job_id = %row.message.job_id, "Postgres cannot read a job; it is tried again in a while");
+                    error!(%error, job_id = %row.task.job_id, "Postgres cannot read a job; it is tried again in a while");
                     unreadable.push(row.id());
                 } else {
                     let (first, second) = rows.split_at(rows.len() / 2);
@@ -54,7 +54,7 @@ pub async fn put_right(transaction: &impl GenericClient, due: Vec<DueRow>) -> Re
     Ok(due.into_iter().filter(|row| !settled.contains(&row.id())).collect())
 }
 
-/// Puts rows off whose jobs cannot be read. They do not count as published meanwhile: whoever looks for lost messages has
+/// Puts rows off whose jobs cannot be read. They do not count as published meanwhile: whoever looks for lost tasks has
 /// to read the jobs of those that do.
 async fn put_off(transaction: &impl GenericClient, ids: &[i64]) -> Result<(), Error> {
     let statement = "-- put_off_unread
@@ -65,7 +65,7 @@ async fn put_off(transaction: &impl GenericClient, ids: &[i64]) -> Result<(), Er
 }
 
 /// Returns those that are not to be published.
-async fn put_right_together(transaction: &impl GenericClient, due: &[&DueRow]) -> Result<Vec<i64>, Error> {
+async fn sift_published_together(transaction: &impl GenericClient, due: &[&DueRow]) -> Result<Vec<i64>, Error> {
     let ids: Vec<i64> = due.iter().map(|row| row.id()).collect();
     let leased = transaction
         .query(
@@ -91,11 +91,11 @@ async fn put_right_together(transaction: &impl GenericClient, due: &[&DueRow]) -
     Ok(leased.iter().chain(&finished).chain(&held).map(|row| row.get("id")).collect())
 }
 
-/// Holds those of the rows whose job is free and whose destination is sick. Not one whose lease has ended: its message
+/// Holds those of the rows whose job is free and whose destination is sick. Not one whose lease has ended: its task
 /// makes a worker take it over.
 async fn hold_again(transaction: &impl GenericClient, due: &[&DueRow]) -> Result<Vec<Row>, Error> {
     let held_back = due.iter().filter(|row| row.is_held_back);
-    let (rows, jobs): (Vec<i64>, Vec<Uuid>) = held_back.map(|row| (row.id(), row.message.job_id)).unzip();
+    let (rows, jobs): (Vec<i64>, Vec<Uuid>) = held_back.map(|row| (row.id(), row.task.job_id)).unzip();
     if rows.is_empty() {
         return Ok(Vec::new());
     }
