@@ -83,10 +83,10 @@ CREATE TABLE webhook_jobs (
     CONSTRAINT webhook_jobs_deliver_at_within_366_days
         CHECK (deliver_at - created_at <= interval '366 days')
 ) WITH (
-    -- Two updates a life, which should both be HOT: leave room for them on the page, so that they have to touch no index.
-    -- With a 250-byte payload, 35 puts seven rows on a page, and 98 % of the updates are HOT under load. 45 puts nine, whose
-    -- two updates fit only if old versions are cleaned up in between: 86 %, and 1,980 bytes of log a job instead of 1,875;
-    -- the heap is 22 % smaller.
+    -- Two updates a life, both HOT: leave room for them on the page. Processor time of the server per job, whole life in
+    -- batches of 200 on Postgres 15: 55 us with 45, 66 with 70, 83 with 100. With a 250-byte payload, 45 puts nine rows on a
+    -- page, whose two updates fit only if old versions are cleaned up in between; 35 puts seven. Under load 98 % of the
+    -- updates are HOT instead of 86 %, and a job writes 1,875 bytes of log instead of 1,980; the heap is 29 % larger.
     fillfactor = 35,
     autovacuum_vacuum_scale_factor = 0.02,
     autovacuum_vacuum_insert_scale_factor = 0.05,
