@@ -32,7 +32,7 @@ END;
 $$;
 
 REVOKE ALL ON installation, webhook_jobs, outbox, webhook_attempts, destinations, destination_keys, url_pauses, outbox_checks,
-              ordering_checks, refinery_schema_history
+              ordering_checks, schema_version, refinery_schema_history
     FROM PUBLIC, outhook_api, outhook_relay, outhook_worker, outhook_reader, outhook_enqueuer;
 REVOKE ALL ON SEQUENCE outbox_id_seq
     FROM PUBLIC, outhook_api, outhook_relay, outhook_worker, outhook_reader, outhook_enqueuer;
@@ -48,7 +48,7 @@ GRANT USAGE ON SCHEMA public TO outhook_api, outhook_relay, outhook_worker, outh
 GRANT USAGE ON SCHEMA outhook TO outhook_api, outhook_relay, outhook_worker, outhook_reader, outhook_enqueuer;
 
 -- The version, which each program compares with its own.
-GRANT SELECT (version) ON refinery_schema_history TO outhook_api, outhook_relay, outhook_worker, outhook_reader;
+GRANT SELECT (version) ON schema_version TO outhook_api, outhook_relay, outhook_worker, outhook_reader;
 
 -- api: writes both rows of a new job, finds the job of an idempotency key, and shows jobs. It withdraws one
 -- through outhook.cancel only, and never reads what a job carries. It keeps the keys of destinations.
@@ -66,7 +66,7 @@ GRANT EXECUTE ON FUNCTION outhook.cancel, outhook.wake TO outhook_api;
 -- Which installation it is: RabbitMQ's messages name it.
 GRANT SELECT (id) ON installation TO outhook_relay, outhook_worker, outhook_reader;
 
--- relay: moves alarms forward, holds and releases them, and deletes those of finished jobs. Of a job it sees nothing but
+-- relay: moves outbox rows forward, holds and releases them, and deletes those of finished jobs. Of a job it sees nothing but
 -- whether it is under way; a message carries ids only. Turns are given, and rows made due again, by functions that look
 -- into what it may not see.
 GRANT SELECT (id, due_at, published_at, job_id, message_id, attempt, destination, traceparent, waits_for, released,

@@ -31,12 +31,12 @@ async fn a_202_comes_after_both_rows() {
             .await
             .expect("the job has its row");
     assert_eq!(row, ("pending".to_owned(), 0, 0, String::new()));
-    let alarm: (Uuid, i32, bool, bool) =
+    let outbox_row: (Uuid, i32, bool, bool) =
         sqlx::query_as("SELECT job_id, attempt, due_at <= now(), published_at IS NULL FROM outbox")
             .fetch_one(stack.pool())
             .await
             .expect("there is one outbox row");
-    assert_eq!(alarm, (id, 0, true, true));
+    assert_eq!(outbox_row, (id, 0, true, true));
 
     // What was accepted while nobody else ran is delivered as soon as somebody does.
     stack.start_relay().await;

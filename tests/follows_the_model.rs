@@ -64,7 +64,7 @@ fn story_of_a_zombie() -> Vec<Step> {
     steps.extend(publish());
     steps.push(Step::Duplicate { message: 0 });
     steps.extend(deliver(0));
-    steps.extend([Step::LeaseExpires { job: 0 }, Step::AlarmRings { job: 0 }]);
+    steps.extend([Step::LeaseExpires { job: 0 }, Step::OutboxRowRings { job: 0 }]);
     // The second worker takes over, finds a stale message, and gets the next attempt.
     steps.extend(publish().into_iter().chain(deliver(1)).chain(deliver(1)));
     steps.extend(publish().into_iter().chain(deliver(1)));
@@ -80,8 +80,8 @@ fn stories_of_sick_destinations() -> [Vec<Step>; 2] {
     let publish = [Step::RelayPublishes { arrives: true }, Step::RelayEnds(TurnEnd::Confirmed)];
     let slow = || Step::Report(Finding::Slow { limit: 1_000 });
     let mut published = vec![accept(false, None)];
-    published.extend(publish.into_iter().chain([Step::AlarmRings { job: 0 }, slow()]));
-    [published, vec![accept(true, Some(0)), Step::AlarmRings { job: 0 }, slow()]]
+    published.extend(publish.into_iter().chain([Step::OutboxRowRings { job: 0 }, slow()]));
+    [published, vec![accept(true, Some(0)), Step::OutboxRowRings { job: 0 }, slow()]]
 }
 
 /// Whether a relay that does all that it can leaves a row alone that is due.

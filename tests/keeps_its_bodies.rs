@@ -75,7 +75,7 @@ const JOB: &str = r#"{
     "lease_until":null,
     "max_attempts":3,
     "ordering_key":"a-key",
-    "outbox":$alarm,
+    "outbox":$outbox_row,
     "outbox_id":$outbox_id,
     "payload_bytes":2,
     "retry_count":1,
@@ -96,7 +96,7 @@ const ATTEMPT: &str = r#"{
     "worker":$worker
 }"#;
 
-const ALARM: &str = r#"{
+const OUTBOX_ROW: &str = r#"{
     "attempt":1,
     "destination":$destination,
     "due_at":"a moment +00:00",
@@ -127,17 +127,17 @@ async fn a_job_in_all_its_parts() {
 
     let job = answer(stack.client.authorized(Method::GET, &format!("/webhooks/{id}"))).await;
     let value: Value = serde_json::from_str(&job).expect("it is JSON");
-    let (attempt, alarm) = (&value["attempts"][0], &value["outbox"]);
+    let (attempt, outbox_row) = (&value["attempts"][0], &value["outbox"]);
     let expected = JOB
         .replace("$attempt", &joined(ATTEMPT))
-        .replace("$alarm", &joined(ALARM))
+        .replace("$outbox_row", &joined(OUTBOX_ROW))
         .replace("$client_url", &json!(url).to_string())
-        .replace("$destination", &alarm["destination"].to_string())
+        .replace("$destination", &outbox_row["destination"].to_string())
         .replace("$duration_ms", &attempt["duration_ms"].to_string())
-        .replace("$outbox_id", &alarm["id"].to_string())
+        .replace("$outbox_id", &outbox_row["id"].to_string())
         .replace("$worker", &attempt["worker"].to_string());
     assert_eq!(job, joined(&expected));
-    assert_eq!(value["outbox_id"], alarm["id"]);
+    assert_eq!(value["outbox_id"], outbox_row["id"]);
     stack.cancel_the_rest().await;
     stack.finish().await;
 }

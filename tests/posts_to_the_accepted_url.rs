@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use harness::attempts::{enqueue, insert};
+use harness::attempts::enqueue;
 use harness::client::{body, send};
 use harness::{PATIENCE, RawServer, Stack};
 use sqlx::PgPool;
@@ -95,26 +95,6 @@ async fn path_and_query_are_sent_as_they_were_written_or_refused() {
         assert!(message.starts_with("client_url: the URL") && message.contains(said), "{url}: {message}");
         let error = enqueue(stack.pool(), &url, "{}").await.expect_err(&url).to_string();
         assert!(error.contains("client_url ") && error.contains(said), "{url}: {error}");
-    }
-    stack.wake().await;
-    stack.wait_until_drained(PATIENCE).await;
-    assert_eq!(targets(&server), expected);
-    stack.finish_unheard().await;
-}
-
-/// Only who wrote them then can have such rows: they go where they would have gone.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn urls_of_an_earlier_release_are_delivered_as_that_would_have_done() {
-    let stack = Stack::builder("urls_of_an_earlier_release").start().await;
-    let server = RawServer::answering("HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n").await;
-    let port = server.address().port();
-    let mut expected = HashMap::new();
-    for (written, sent) in [("/a/../b\\{c}?q='d'", "/b/%7Bc%7D?q=%27d%27"), ("/caf\u{e9}", "/caf%C3%A9"), ("", "/")] {
-        for host in ["127.1", "LOCALHOST", "\u{ff11}27.0.0.1"] {
-            let url = format!("http://{host}:{port}{written}");
-            let job_id = insert(stack.pool(), &url).await.expect("the tables take it");
-            expected.insert(job_id, sent.to_owned());
-        }
     }
     stack.wake().await;
     stack.wait_until_drained(PATIENCE).await;

@@ -30,7 +30,7 @@ async fn a_wrong_or_missing_value_is_one_sentence() {
     let api = [DATABASE, HMAC, TOKEN];
     let worker = [DATABASE, BROKER];
     let rows: Vec<(Program, Environment, &str)> = vec![
-        (Program::Migrate, vec![], "outhook-migrate: DATABASE_URL is not set; see --help"),
+        (Program::Migrate, vec![], "outhook migrate: DATABASE_URL is not set; see --help"),
         (Program::Api, vec![DATABASE, TOKEN], "outhook-api: HMAC_SECRET is not set; see --help"),
         (Program::Relay, vec![DATABASE], "outhook-relay: RABBITMQ_URL is not set; see --help"),
         (Program::Worker, vec![BROKER], "outhook-worker: DATABASE_URL is not set; see --help"),
@@ -201,7 +201,7 @@ async fn a_secret_that_is_given_twice_or_cannot_be_read_is_one_sentence() {
 /// Nobody listens there: who waits for nobody says so and ends.
 #[tokio::test]
 async fn a_postgres_that_is_not_there_is_said_once() {
-    for (program, status, name) in [(Program::Migrate, 1, "outhook-migrate"), (Program::Check, 2, "outhook-check")] {
+    for (program, status, name) in [(Program::Migrate, 1, "outhook migrate"), (Program::Check, 2, "outhook-check")] {
         let said = sentence(program, &[DATABASE], status).await;
         assert_eq!(said, format!("{name}: Postgres: Connection refused (os error 111)\n"));
     }
@@ -219,17 +219,17 @@ async fn a_schema_of_another_version_is_refused() {
     let older = SCHEMA_VERSION - 1;
     let changes = [
         (
-            "DELETE FROM refinery_schema_history WHERE version = (SELECT max(version) FROM refinery_schema_history)",
+            "ALTER TABLE schema_version DROP CONSTRAINT schema_version_positive; UPDATE schema_version SET version = version - 1",
             format!("schema version {older}, this build needs {SCHEMA_VERSION}: run outhook migrate"),
         ),
         (
-            "UPDATE refinery_schema_history SET version = 99 WHERE version = 2",
+            "UPDATE schema_version SET version = 99",
             format!("schema version 99, this build knows only {SCHEMA_VERSION}: run a newer build"),
         ),
-        ("DROP TABLE refinery_schema_history", "no Outhook schema: run outhook migrate".to_owned()),
+        ("DROP TABLE schema_version", "no Outhook schema: run outhook migrate".to_owned()),
     ];
     for (change, expected) in changes {
-        sqlx::query(change).execute(&database.pool).await.expect("the change");
+        sqlx::raw_sql(change).execute(&database.pool).await.expect("the change");
         for (program, environment) in &services {
             let said = sentence(*program, environment, 1).await;
             assert!(said.contains(&expected), "{program:?}: {said}");

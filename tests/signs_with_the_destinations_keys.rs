@@ -128,7 +128,7 @@ async fn an_asymmetric_key_is_one_in_both_its_forms() {
     assert_eq!(stack.client.keys(&url).await.len(), 1);
     assert_eq!(signatures(&*deliver(&stack, &url, "").await).len(), 1);
 
-    // As an earlier release would have stored them.
+    // In two rows it is still one.
     let again = "INSERT INTO destination_keys (id, scheme, destination, sealed)
         SELECT gen_random_uuid(), scheme, destination, sealed FROM destination_keys";
     sqlx::query(again).execute(stack.pool()).await.expect("the owner may do it");

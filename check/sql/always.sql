@@ -4,11 +4,11 @@
 -- `-- I1: …` names the invariant that follows; the letters are those of docs/reliability.md.
 
 -- I2: every unfinished job has exactly one outbox row, every finished job none, and no row is without a job
-SELECT format('job %s is %s and has %s outbox rows', coalesce(job.id, alarm.job_id), coalesce(job.status, 'nowhere'), count(alarm.id))
-FROM webhook_jobs AS job FULL JOIN outbox AS alarm ON alarm.job_id = job.id
-GROUP BY job.id, alarm.job_id, job.status
-HAVING count(alarm.id) <> coalesce((job.status IN ('pending', 'processing'))::integer, 0)
-    OR bool_or(alarm.id <> job.outbox_id);
+SELECT format('job %s is %s and has %s outbox rows', coalesce(job.id, outbox_row.job_id), coalesce(job.status, 'nowhere'), count(outbox_row.id))
+FROM webhook_jobs AS job FULL JOIN outbox AS outbox_row ON outbox_row.job_id = job.id
+GROUP BY job.id, outbox_row.job_id, job.status
+HAVING count(outbox_row.id) <> coalesce((job.status IN ('pending', 'processing'))::integer, 0)
+    OR bool_or(outbox_row.id <> job.outbox_id);
 
 -- I3: nothing is overdue
 SELECT format('outbox row %s of job %s is due since %s', id, job_id, due_at)

@@ -142,8 +142,8 @@ impl TargetPolicy {
         Ok(url)
     }
 
-    /// Parses a URL and judges all that can be judged without resolving its name. At an attempt: rows that were stored by
-    /// an earlier release are sent as that would have sent them, whatever [`Self::accept_url`] says of them.
+    /// Parses a URL and judges all that can be judged without resolving its name, but not how it is written: at an attempt,
+    /// when [`Self::accept_url`] or its equal in SQL has seen to that, and this process may have another policy.
     ///
     /// # Errors
     /// It may not be delivered to.

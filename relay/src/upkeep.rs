@@ -197,7 +197,7 @@ impl Upkeep {
         Ok(checked.due.unsigned_abs().into())
     }
 
-    async fn look_after_destinations(&mut self, client: &mut Client, work: Work) -> Result<u64, Error> {
+    async fn look_after_destinations(&mut self, client: &mut Client, work: Work) -> Result<u64, DatabaseError> {
         let mut freed = 0;
         if work.sick {
             freed += self.release(client).await?;
@@ -218,7 +218,7 @@ impl Upkeep {
         Ok(freed)
     }
 
-    async fn release(&self, client: &mut Client) -> Result<u64, Error> {
+    async fn release(&self, client: &mut Client) -> Result<u64, DatabaseError> {
         let (began, mut freed) = (Instant::now(), 0);
         loop {
             let tended = release(client, self.config.publish.destination_drain_limit).await?;

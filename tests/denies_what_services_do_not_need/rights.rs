@@ -80,7 +80,9 @@ pub const COLUMNS: &[(&str, &str, Rights)] = &[
     ("public.webhook_attempts", "error", ["S", "", "I", "S", ""]),
     ("public.webhook_attempts", "response_excerpt", ["S", "", "I", "S", ""]),
     ("public.installation", "id", ["", "S", "S", "S", ""]),
-    ("public.refinery_schema_history", "version", ["S", "S", "S", "S", ""]),
+    ("public.schema_version", "version", ["S", "S", "S", "S", ""]),
+    ("public.schema_version", "api_hash", ["", "", "", "", ""]),
+    ("public.refinery_schema_history", "version", ["", "", "", "", ""]),
     ("public.refinery_schema_history", "name", ["", "", "", "", ""]),
     ("public.refinery_schema_history", "applied_on", ["", "", "", "", ""]),
     ("public.refinery_schema_history", "checksum", ["", "", "", "", ""]),
@@ -97,6 +99,7 @@ pub const TABLES: &[(&str, Rights)] = &[
     ("public.url_pauses", ["", "D", "", "", ""]),
     ("public.destination_keys", ["D", "", "", "", ""]),
     ("public.installation", ["", "", "", "", ""]),
+    ("public.schema_version", ["", "", "", "", ""]),
     ("public.refinery_schema_history", ["", "", "", "", ""]),
 ];
 

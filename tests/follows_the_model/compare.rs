@@ -9,7 +9,7 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
-use super::model::{Alarm, Attempt, JOBS, Job, Task, TurnEnd, World};
+use super::model::{Attempt, JOBS, Job, OutboxRow, Task, TurnEnd, World};
 use super::replay::Replay;
 use super::waiting::{Sickness, Waits};
 
@@ -18,9 +18,9 @@ const CHECKED: [&str; 10] = ["I2: ", "I3: ", "I4: ", "I6: ", "I7: ", "I8: ", "I1
 
 /// Those of them that hold at any moment, in one statement, since it is asked after every step.
 const AT_ANY_MOMENT: &str = "
-    SELECT 'I2: job ' || id || ' is ' || status || ' with so many outbox rows: ' || alarms
-    FROM webhook_jobs, LATERAL (SELECT count(*) AS alarms FROM outbox WHERE job_id = webhook_jobs.id) AS counted
-    WHERE alarms <> (status IN ('pending', 'processing'))::integer
+    SELECT 'I2: job ' || id || ' is ' || status || ' with so many outbox rows: ' || outbox_rows
+    FROM webhook_jobs, LATERAL (SELECT count(*) AS outbox_rows FROM outbox WHERE job_id = webhook_jobs.id) AS counted
+    WHERE outbox_rows <> (status IN ('pending', 'processing'))::integer
     UNION ALL
     SELECT 'I2: outbox row ' || id || ' has no job' FROM outbox WHERE job_id NOT IN (SELECT id FROM webhook_jobs)
     UNION ALL
@@ -87,9 +87,9 @@ impl Replay {
         let rows = sqlx::query(
             "SELECT job.status, job.attempt, job.retry_count, job.max_attempts, job.ordering_key,
                     coalesce(job.lease_until <= now(), false) AS lease_expired,
-                    alarm.attempt AS alarm_attempt, alarm.published_at IS NOT NULL AS published, alarm.due_at <= now() AS due,
-                    alarm.waits_for, alarm.turn, alarm.released
-             FROM webhook_jobs AS job FULL JOIN outbox AS alarm ON alarm.job_id = job.id
+                    outbox_row.attempt AS outbox_row_attempt, outbox_row.published_at IS NOT NULL AS published, outbox_row.due_at <= now() AS due,
+                    outbox_row.waits_for, outbox_row.turn, outbox_row.released
+             FROM webhook_jobs AS job FULL JOIN outbox AS outbox_row ON outbox_row.job_id = job.id
              ORDER BY array_position($1, job.id)",
         );
         let rows = rows.bind(&self.jobs).fetch_all(&self.ground.pool).await.expect("the rows can be read");
@@ -167,11 +167,11 @@ fn job(row: &PgRow) -> Job {
         max_attempts: row.get("max_attempts"),
         lease_expired: row.get("lease_expired"),
         key: key.map(|key| key.parse().expect("the keys are numbers")),
-        alarm: row.get::<Option<i32>, _>("alarm_attempt").map(|attempt| alarm(row, attempt)),
+        outbox_row: row.get::<Option<i32>, _>("outbox_row_attempt").map(|attempt| outbox_row(row, attempt)),
     }
 }
 
-fn alarm(row: &PgRow, attempt: i32) -> Alarm {
+fn outbox_row(row: &PgRow, attempt: i32) -> OutboxRow {
     let waits = row.get::<Option<&str>, _>("waits_for").map(|waits| match waits {
         "order" => Waits::Turn,
         "destination" => Waits::Destination,
@@ -179,12 +179,13 @@ fn alarm(row: &PgRow, attempt: i32) -> Alarm {
     });
     let (published, turn, released) = (row.get("published"), row.get("turn"), row.get("released"));
     let due = waits.is_none() && row.get::<bool, _>("due");
-    Alarm { attempt, published, due, waits, turn, released }
+    OutboxRow { attempt, published, due, waits, turn, released }
 }
 
 /// The model remembers a lease after its end, and what was due while it waits.
 fn visible(job: &Job) -> Job {
     let lease_expired = job.lease_expired && job.status == Status::Processing;
-    let alarm = job.alarm.map(|alarm| Alarm { due: alarm.due && alarm.waits.is_none(), ..alarm });
-    Job { lease_expired, alarm, ..job.clone() }
+    let outbox_row =
+        job.outbox_row.map(|outbox_row| OutboxRow { due: outbox_row.due && outbox_row.waits.is_none(), ..outbox_row });
+    Job { lease_expired, outbox_row, ..job.clone() }
 }

@@ -28,13 +28,13 @@ pub struct Job {
     /// Its ordering key.
     pub key: Option<u8>,
     /// Its outbox row.
-    pub alarm: Option<Alarm>,
+    pub outbox_row: Option<OutboxRow>,
 }
 
 /// An outbox row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(clippy::struct_excessive_bools, reason = "columns of a row")]
-pub struct Alarm {
+pub struct OutboxRow {
     pub attempt: i32,
     pub published: bool,
     /// Of no meaning while it waits.
@@ -121,7 +121,7 @@ pub enum Step {
     Settle { attempt: usize, verdict: Verdict, retry_at_once: bool, twice: bool },
     Crash { worker: usize },
     LeaseExpires { job: usize },
-    AlarmRings { job: usize },
+    OutboxRowRings { job: usize },
     Cancel { job: usize },
     BrokerWiped,
 }
@@ -165,7 +165,7 @@ impl World {
                 self.broker.extend(Vec::into_iter(lost).map(|attempt: Attempt| attempt.message));
             }
             Step::LeaseExpires { job } => self.jobs[*job].lease_expired = true,
-            Step::AlarmRings { job } => self.set_due(*job, true),
+            Step::OutboxRowRings { job } => self.set_due(*job, true),
             Step::Cancel { job } => self.cancel(*job),
             Step::BrokerWiped => self.wipe_broker(),
         }
@@ -174,9 +174,10 @@ impl World {
     fn accept(&mut self, scheduled: bool, max_attempts: i32, key: Option<u8>) {
         let waits = key.filter(|_| !scheduled).map(|_| Waits::Turn);
         self.lines.extend(key.filter(|_| waits.is_some()));
-        let alarm = Alarm { attempt: 0, published: false, due: !scheduled, waits, turn: false, released: false };
-        let (status, alarm) = (Status::Pending, Some(alarm));
-        self.jobs.push(Job { status, attempt: 0, retry_count: 0, max_attempts, lease_expired: false, key, alarm });
+        let outbox_row =
+            OutboxRow { attempt: 0, published: false, due: !scheduled, waits, turn: false, released: false };
+        let (status, outbox_row) = (Status::Pending, Some(outbox_row));
+        self.jobs.push(Job { status, attempt: 0, retry_count: 0, max_attempts, lease_expired: false, key, outbox_row });
     }
 
     fn relay_publishes(&mut self, arrives: bool) {
@@ -204,7 +205,7 @@ impl World {
         turn.holding.iter().for_each(|job| self.hold_again(*job));
         if end == TurnEnd::Confirmed {
             let marked = self.jobs.iter_mut().enumerate().filter(|(job, _)| turn.publishing.contains(job));
-            marked.filter_map(|(_, job)| job.alarm.as_mut()).for_each(|alarm| alarm.published = true);
+            marked.filter_map(|(_, job)| job.outbox_row.as_mut()).for_each(|outbox_row| outbox_row.published = true);
         }
     }
 
@@ -250,14 +251,14 @@ impl World {
     }
 
     fn set_due(&mut self, job: usize, due: bool) {
-        if let Some(alarm) = &mut self.jobs[job].alarm {
-            alarm.due = due;
+        if let Some(outbox_row) = &mut self.jobs[job].outbox_row {
+            outbox_row.due = due;
         }
     }
 
     /// What a relay publishes for a job.
     pub fn message_of(&self, job: usize) -> Option<Task> {
-        self.jobs[job].alarm.map(|alarm| Task { job, attempt: alarm.attempt })
+        self.jobs[job].outbox_row.map(|outbox_row| Task { job, attempt: outbox_row.attempt })
     }
 
     /// Whether an attempt still has its job.
@@ -290,11 +291,11 @@ impl Job {
     }
 
     pub fn has_no_turn(&self) -> bool {
-        self.key.is_some() && self.alarm.is_some_and(|alarm| !alarm.turn)
+        self.key.is_some() && self.outbox_row.is_some_and(|outbox_row| !outbox_row.turn)
     }
 
     fn rings_under_lease(&self) -> bool {
-        self.is_leased() && self.alarm.is_some_and(|alarm| alarm.published)
+        self.is_leased() && self.outbox_row.is_some_and(|outbox_row| outbox_row.published)
     }
 
     fn claim(&mut self) {

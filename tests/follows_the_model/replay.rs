@@ -91,7 +91,7 @@ impl Replay {
                 let expire = "UPDATE webhook_jobs SET lease_until = now() - interval '1 second' WHERE id = $1";
                 self.write(expire, self.jobs[job]).await;
             }
-            Step::AlarmRings { job } => {
+            Step::OutboxRowRings { job } => {
                 let ring = "UPDATE outbox SET due_at = now() - interval '1 second' WHERE job_id = $1";
                 self.write(ring, self.jobs[job]).await;
             }

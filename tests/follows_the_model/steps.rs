@@ -7,7 +7,7 @@ use proptest::sample::{select, subsequence};
 use proptest::strategy::Union;
 use proptest_state_machine::ReferenceStateMachine;
 
-use super::model::{Alarm, JOBS, Job, Step, TurnEnd, WORKERS, World};
+use super::model::{JOBS, Job, OutboxRow, Step, TurnEnd, WORKERS, World};
 
 /// Messages in the broker; more copies than that show nothing new.
 const MESSAGES: usize = 12;
@@ -59,9 +59,9 @@ impl ReferenceStateMachine for Model {
             }
             Step::Crash { worker } => world.under_way.iter().any(|attempt| attempt.worker == *worker),
             Step::LeaseExpires { job } => world.jobs.get(*job).is_some_and(Job::is_leased),
-            Step::AlarmRings { job } => {
-                let silent = |alarm: Alarm| is_silent(alarm) && !world.is_held(*job);
-                world.jobs.get(*job).is_some_and(|job| job.alarm.is_some_and(silent))
+            Step::OutboxRowRings { job } => {
+                let silent = |outbox_row: OutboxRow| is_silent(outbox_row) && !world.is_held(*job);
+                world.jobs.get(*job).is_some_and(|job| job.outbox_row.is_some_and(silent))
             }
             Step::Cancel { job } => {
                 let waits = |it: &Job| it.status == Status::Pending && world.is_held(*job);
@@ -88,8 +88,8 @@ fn can_deliver(world: &World, messages: &[usize]) -> bool {
 }
 
 /// Only time makes it due.
-fn is_silent(alarm: Alarm) -> bool {
-    !alarm.due && alarm.waits.is_none()
+fn is_silent(outbox_row: OutboxRow) -> bool {
+    !outbox_row.due && outbox_row.waits.is_none()
 }
 
 /// A worker that has to settle for a lost one would wait for the relay that holds the row.
@@ -233,20 +233,20 @@ fn attempts(world: &World) -> BoxedStrategy<usize> {
 fn of_time(world: &World) -> Vec<Weighted> {
     let jobs = world.jobs.iter().enumerate();
     let leased: Vec<usize> = jobs.clone().filter(|(_, job)| job.is_leased()).map(|(place, _)| place).collect();
-    let silent = jobs.filter(|(_, job)| job.alarm.is_some_and(is_silent)).map(|(place, _)| place);
+    let silent = jobs.filter(|(_, job)| job.outbox_row.is_some_and(is_silent)).map(|(place, _)| place);
     let silent: Vec<usize> = silent.collect();
     let mut steps = Vec::new();
     if !leased.is_empty() {
         steps.push((6, select(leased).prop_map(|job| Step::LeaseExpires { job }).boxed()));
     }
-    // Whoever lost its lease to nobody yet: the alarm is what finds out.
+    // Whoever lost its lease to nobody yet: the outbox row is what finds out.
     let lost = |job: &usize| world.jobs[*job].status == Status::Processing && world.jobs[*job].lease_expired;
     let found: Vec<usize> = silent.iter().copied().filter(lost).collect();
     if !found.is_empty() {
-        steps.push((8, select(found).prop_map(|job| Step::AlarmRings { job }).boxed()));
+        steps.push((8, select(found).prop_map(|job| Step::OutboxRowRings { job }).boxed()));
     }
     if !silent.is_empty() {
-        steps.push((3, select(silent).prop_map(|job| Step::AlarmRings { job }).boxed()));
+        steps.push((3, select(silent).prop_map(|job| Step::OutboxRowRings { job }).boxed()));
     }
     steps
 }

@@ -76,7 +76,7 @@ impl Tally {
 fn turns_with_others(world: &World) -> usize {
     let waiting = |key: u8| {
         let of_key = world.jobs.iter().filter(move |job| job.key == Some(key));
-        of_key.filter(|job| job.alarm.is_some_and(|alarm| alarm.waits == Some(Waits::Turn))).count()
+        of_key.filter(|job| job.outbox_row.is_some_and(|outbox_row| outbox_row.waits == Some(Waits::Turn))).count()
     };
     world.lines.iter().filter(|key| waiting(**key) > 1).count()
 }

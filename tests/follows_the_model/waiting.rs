@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use outbox::destination::breaker::{Finding, State};
 use outbox::job::states::{Status, Verdict};
 
-use super::model::{Alarm, Job, World};
+use super::model::{Job, OutboxRow, World};
 
 /// What a row of the outbox waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,29 +57,33 @@ impl World {
     /// Whether a relay publishes a job's row.
     pub fn is_publishable(&self, job: usize) -> bool {
         let has_no_turn = self.jobs[job].has_no_turn();
-        let passes = |alarm: Alarm| alarm.released || alarm.published || has_no_turn || self.sickness.is_closed();
-        self.jobs[job].alarm.is_some_and(|alarm| alarm.waits.is_none() && alarm.due && passes(alarm))
+        let passes = |outbox_row: OutboxRow| {
+            outbox_row.released || outbox_row.published || has_no_turn || self.sickness.is_closed()
+        };
+        self.jobs[job]
+            .outbox_row
+            .is_some_and(|outbox_row| outbox_row.waits.is_none() && outbox_row.due && passes(outbox_row))
     }
 
     /// Whether a relay holds a job's row that it finds due again.
     pub fn is_to_hold_again(&self, job: usize) -> bool {
-        let is_lost = |alarm: Alarm| alarm.published && !alarm.released;
+        let is_lost = |outbox_row: OutboxRow| outbox_row.published && !outbox_row.released;
         !self.sickness.is_closed()
             && self.jobs[job].status == Status::Pending
-            && self.jobs[job].alarm.is_some_and(is_lost)
+            && self.jobs[job].outbox_row.is_some_and(is_lost)
     }
 
     pub fn hold_again(&mut self, job: usize) {
-        if let Some(alarm) = &mut self.jobs[job].alarm {
-            (alarm.published, alarm.waits) = (false, Some(Waits::Destination));
+        if let Some(outbox_row) = &mut self.jobs[job].outbox_row {
+            (outbox_row.published, outbox_row.waits) = (false, Some(Waits::Destination));
         }
     }
 
     /// A scheduled row whose time has come takes its place.
     pub fn line_up(&mut self, job: usize) {
         let key = self.jobs[job].key;
-        if let Some(alarm) = &mut self.jobs[job].alarm {
-            alarm.waits = Some(Waits::Turn);
+        if let Some(outbox_row) = &mut self.jobs[job].outbox_row {
+            outbox_row.waits = Some(Waits::Turn);
             self.lines.extend(key);
         }
     }
@@ -87,12 +91,13 @@ impl World {
     /// The first of each key, unless one of it has the turn.
     pub fn give_turns(&mut self) {
         for key in std::mem::take(&mut self.lines) {
-            let of_key = self.jobs.iter_mut().filter(|job| job.key == Some(key)).filter_map(|job| job.alarm.as_mut());
-            let mut alarms: Vec<&mut Alarm> = of_key.collect();
-            if alarms.iter().any(|alarm| alarm.turn) {
+            let of_key =
+                self.jobs.iter_mut().filter(|job| job.key == Some(key)).filter_map(|job| job.outbox_row.as_mut());
+            let mut outbox_rows: Vec<&mut OutboxRow> = of_key.collect();
+            if outbox_rows.iter().any(|outbox_row| outbox_row.turn) {
                 continue;
             }
-            if let Some(first) = alarms.iter_mut().find(|alarm| alarm.waits == Some(Waits::Turn)) {
+            if let Some(first) = outbox_rows.iter_mut().find(|outbox_row| outbox_row.waits == Some(Waits::Turn)) {
                 (first.turn, first.waits, first.due) = (true, None, true);
             }
         }
@@ -100,9 +105,11 @@ impl World {
 
     /// Whether a relay would hold a job's row for its destination.
     pub fn is_to_hold(&self, job: usize) -> bool {
-        let is_free = |alarm: Alarm| alarm.due && alarm.waits.is_none() && !alarm.released && !alarm.published;
+        let is_free = |outbox_row: OutboxRow| {
+            outbox_row.due && outbox_row.waits.is_none() && !outbox_row.released && !outbox_row.published
+        };
         !self.sickness.is_closed()
-            && self.jobs[job].alarm.is_some_and(is_free)
+            && self.jobs[job].outbox_row.is_some_and(is_free)
             && !self.jobs[job].has_no_turn()
             && !self.is_held(job)
     }
@@ -110,20 +117,20 @@ impl World {
     pub fn hold(&mut self) {
         let held: Vec<usize> = (0..self.jobs.len()).filter(|job| self.is_to_hold(*job)).collect();
         for job in held {
-            self.jobs[job].alarm.as_mut().expect("it is due").waits = Some(Waits::Destination);
+            self.jobs[job].outbox_row.as_mut().expect("it is due").waits = Some(Waits::Destination);
         }
     }
 
     pub fn is_held_for_destination(&self, job: usize) -> bool {
-        self.jobs[job].alarm.is_some_and(|alarm| alarm.waits == Some(Waits::Destination))
+        self.jobs[job].outbox_row.is_some_and(|outbox_row| outbox_row.waits == Some(Waits::Destination))
     }
 
     /// Sets rows free that are held for the destination.
     pub fn free(&mut self, which: impl Fn(usize) -> bool) {
         for job in 0..self.jobs.len() {
             if self.is_held_for_destination(job) && which(job) {
-                let alarm = self.jobs[job].alarm.as_mut().expect("it is held");
-                (alarm.waits, alarm.released, alarm.due) = (None, true, true);
+                let outbox_row = self.jobs[job].outbox_row.as_mut().expect("it is held");
+                (outbox_row.waits, outbox_row.released, outbox_row.due) = (None, true, true);
             }
         }
     }
@@ -132,7 +139,7 @@ impl World {
     /// than may be set free at once.
     pub fn look(&mut self) {
         let held = (0..self.jobs.len()).filter(|job| self.is_held_for_destination(*job));
-        let attempt = |job: usize| self.jobs[job].alarm.map_or(0, |alarm| alarm.attempt);
+        let attempt = |job: usize| self.jobs[job].outbox_row.map_or(0, |outbox_row| outbox_row.attempt);
         let fewest = held.clone().map(attempt).min();
         let mut best = held.filter(|job| Some(attempt(*job)) == fewest);
         match self.sickness.state {
@@ -155,10 +162,14 @@ impl World {
         let (is_held, is_leased) = (self.is_held(message.job), self.jobs[message.job].is_leased());
         let job = &mut self.jobs[message.job];
         let is_free = job.status == Status::Pending && job.attempt == message.attempt;
-        let alarm = job.alarm.as_mut().filter(|alarm| alarm.attempt == message.attempt && alarm.waits.is_none());
-        match alarm {
-            Some(alarm) if is_free && !is_held => {
-                (alarm.published, alarm.released, alarm.waits) = (false, false, Some(Waits::Destination));
+        let outbox_row = job
+            .outbox_row
+            .as_mut()
+            .filter(|outbox_row| outbox_row.attempt == message.attempt && outbox_row.waits.is_none());
+        match outbox_row {
+            Some(outbox_row) if is_free && !is_held => {
+                (outbox_row.published, outbox_row.released, outbox_row.waits) =
+                    (false, false, Some(Waits::Destination));
             }
             _ if is_free || is_leased => {
                 self.checks.insert((message.job, message.attempt));
@@ -174,11 +185,11 @@ impl World {
         let (retries, most) = (job.retry_count.cast_unsigned(), job.max_attempts.cast_unsigned());
         job.status = Status::after_attempt(verdict, retries, most);
         job.retry_count += i32::from(job.status != Status::Success);
-        let turn = job.alarm.is_some_and(|alarm| alarm.turn);
+        let turn = job.outbox_row.is_some_and(|outbox_row| outbox_row.turn);
         let (attempt, due) = (job.attempt, retry_at_once);
-        let again = Alarm { attempt, published: false, due, waits: None, turn, released: false };
-        job.alarm = (job.status == Status::Pending).then_some(again);
-        self.lines.extend(job.key.filter(|_| turn && job.alarm.is_none()));
+        let again = OutboxRow { attempt, published: false, due, waits: None, turn, released: false };
+        job.outbox_row = (job.status == Status::Pending).then_some(again);
+        self.lines.extend(job.key.filter(|_| turn && job.outbox_row.is_none()));
     }
 
     pub fn cancel(&mut self, job: usize) {
@@ -187,7 +198,7 @@ impl World {
             return;
         }
         job.status = Status::Cancelled;
-        let had_turn = job.alarm.take().is_some_and(|alarm| alarm.turn);
+        let had_turn = job.outbox_row.take().is_some_and(|outbox_row| outbox_row.turn);
         self.lines.extend(job.key.filter(|_| had_turn));
     }
 
@@ -197,12 +208,13 @@ impl World {
         for (place, job) in self.jobs.iter_mut().enumerate() {
             // What a relay holds is passed over, and looked at again.
             let held = held.as_ref().is_some_and(|turn| turn.holds(place));
-            let may_be_lost = |alarm: &&mut Alarm| (alarm.published || alarm.due) && alarm.waits.is_none();
-            let Some(alarm) = job.alarm.as_mut().filter(may_be_lost) else { continue };
+            let may_be_lost =
+                |outbox_row: &&mut OutboxRow| (outbox_row.published || outbox_row.due) && outbox_row.waits.is_none();
+            let Some(outbox_row) = job.outbox_row.as_mut().filter(may_be_lost) else { continue };
             if held {
-                self.checks.insert((place, alarm.attempt));
+                self.checks.insert((place, outbox_row.attempt));
             } else {
-                alarm.due = true;
+                outbox_row.due = true;
             }
         }
     }
@@ -219,7 +231,7 @@ impl World {
 
     /// Whether a row that is to be looked at is held.
     fn waits(&self, job: usize, attempt: i32) -> bool {
-        self.is_held(job) && self.jobs[job].alarm.is_some_and(|alarm| alarm.attempt == attempt)
+        self.is_held(job) && self.jobs[job].outbox_row.is_some_and(|outbox_row| outbox_row.attempt == attempt)
     }
 }
 
@@ -227,8 +239,10 @@ impl Job {
     /// A row that was not marked yet, or was re-armed for the next attempt, is left as it is.
     fn check(&mut self, attempt: i32) {
         let is_processing = self.status == Status::Processing;
-        if let Some(alarm) = self.alarm.as_mut().filter(|alarm| alarm.published && alarm.attempt == attempt) {
-            alarm.due = !is_processing;
+        if let Some(outbox_row) =
+            self.outbox_row.as_mut().filter(|outbox_row| outbox_row.published && outbox_row.attempt == attempt)
+        {
+            outbox_row.due = !is_processing;
         }
     }
 }

@@ -48,7 +48,10 @@ pub const METRICS: &[Metric] = &[
         "outhook_worker_settlements_held",
         "Attempts that cannot be recorded while somebody holds their job's row.",
     ),
-    Metric::counter("outhook_worker_alarms_missing_total", "Jobs to be tried again that had lost their outbox row."),
+    Metric::counter(
+        "outhook_worker_outbox_rows_missing_total",
+        "Jobs to be tried again that had lost their outbox row.",
+    ),
     Metric::counter("outhook_worker_takeovers_total", "Attempts recorded as unknown for a worker that was lost."),
     Metric::counter("outhook_worker_refused_total", "Tasks that found their job claimed, finished or cancelled."),
     Metric::counter("outhook_worker_held_total", "Tasks given back because their destination is sick."),

@@ -212,7 +212,7 @@ fn recorded(settlement: &Settlement, settled: &[Settled], repeated: bool) -> Rec
         Some(Settled { outbox_row_found: true, .. }) => Recorded::Written,
         Some(_) => {
             error!(job_id = %settlement.job_id, "the job's outbox row is gone: somebody deleted it");
-            metrics::counter!("outhook_worker_alarms_missing_total").increment(1);
+            metrics::counter!("outhook_worker_outbox_rows_missing_total").increment(1);
             Recorded::Written
         }
         // An earlier try may have committed without our hearing of it, or the lease was lost meanwhile.

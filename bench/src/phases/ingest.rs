@@ -1,4 +1,4 @@
-//! Accepting alone: no relay, no worker. Every 202 is a job and its alarm on disk.
+//! Accepting alone: no relay, no worker. Every 202 is a job and its outbox row on disk.
 
 use anyhow::ensure;
 

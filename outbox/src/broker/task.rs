@@ -20,10 +20,10 @@ pub struct Task {
     /// W3C trace context of the accepting request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
-    /// The installation of Outhook that the job is of; none in a task of an older build.
+    /// The installation of Outhook that the job is of, if that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub installation: Option<Uuid>,
-    /// Where the job goes, as [`crate::target::destination`] has it; empty in a task of an older build.
+    /// Where the job goes, as [`crate::target::destination`] has it; empty if that is not known.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub destination: String,
     /// Set free from a hold of its destination: it is not to be held again for what was known before.

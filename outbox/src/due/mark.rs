@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio_postgres::{Error, GenericClient};
 
 use super::statements::Statements;
+use crate::service::database::DatabaseError;
 
 /// Records that the broker confirmed these rows; should their tasks get lost, they are due again after
 /// `republish_after`.
@@ -16,10 +17,10 @@ pub async fn mark_published(
     statements: &Statements,
     ids: &[i64],
     republish_after: Duration,
-) -> Result<(), Error> {
+) -> Result<(), DatabaseError> {
     let marked = transaction.execute(&statements.mark_published, &[&ids, &republish_after.as_secs_f64()]).await?;
-    debug_assert_eq!(marked, ids.len() as u64, "the rows are locked since claim_due");
-    Ok(())
+    // They are locked since claim_due.
+    DatabaseError::insist_on_rows("mark_published", ids.len(), marked)
 }
 
 /// Leaves rows that were not confirmed for later.

@@ -70,19 +70,19 @@ async fn sift_published_together(transaction: &impl GenericClient, due: &[&DueRo
     let leased = transaction
         .query(
             "-- wait_for_lease
-            UPDATE outbox AS alarm SET due_at = job.lease_until
+            UPDATE outbox AS outbox_row SET due_at = job.lease_until
             FROM webhook_jobs AS job
-            WHERE alarm.id = ANY($1) AND job.id = alarm.job_id AND job.lease_until > now()
-            RETURNING alarm.id",
+            WHERE outbox_row.id = ANY($1) AND job.id = outbox_row.job_id AND job.lease_until > now()
+            RETURNING outbox_row.id",
             &[&ids],
         )
         .await?;
     let finished = transaction
         .query(
             "-- delete_finished
-            DELETE FROM outbox AS alarm
+            DELETE FROM outbox AS outbox_row
             WHERE id = ANY($1) AND NOT EXISTS (
-                SELECT FROM webhook_jobs AS job WHERE job.id = alarm.job_id AND job.status IN ('pending', 'processing'))
+                SELECT FROM webhook_jobs AS job WHERE job.id = outbox_row.job_id AND job.status IN ('pending', 'processing'))
             RETURNING id",
             &[&ids],
         )
@@ -100,9 +100,9 @@ async fn hold_again(transaction: &impl GenericClient, due: &[&DueRow]) -> Result
         return Ok(Vec::new());
     }
     let statement = "-- hold_again
-        UPDATE outbox AS alarm SET waits_for = 'destination', published_at = NULL, due_at = now()
+        UPDATE outbox AS outbox_row SET waits_for = 'destination', published_at = NULL, due_at = now()
         FROM webhook_jobs AS job
-        WHERE alarm.id = ANY($1) AND job.id = ANY($2) AND job.id = alarm.job_id AND job.status = 'pending'
-        RETURNING alarm.id";
+        WHERE outbox_row.id = ANY($1) AND job.id = ANY($2) AND job.id = outbox_row.job_id AND job.status = 'pending'
+        RETURNING outbox_row.id";
     transaction.query(statement, &[&rows, &jobs]).await
 }

@@ -100,15 +100,15 @@ async fn lock_free(connection: &mut PgConnection, settlements: &[Settlement]) ->
         "-- lock_for_settlement
         WITH job AS MATERIALIZED (
             SELECT id, outbox_id FROM webhook_jobs WHERE id = ANY($1) FOR UPDATE SKIP LOCKED
-        ), alarm AS MATERIALIZED (
+        ), outbox_row AS MATERIALIZED (
             SELECT id FROM outbox WHERE id = ANY(ARRAY(SELECT outbox_id FROM job)) FOR UPDATE SKIP LOCKED
-        ), held_alarm AS MATERIALIZED (
+        ), held_outbox_row AS MATERIALIZED (
             SELECT id FROM outbox
-            WHERE id = ANY(ARRAY(SELECT outbox_id FROM job)) AND id NOT IN (SELECT id FROM alarm)
+            WHERE id = ANY(ARRAY(SELECT outbox_id FROM job)) AND id NOT IN (SELECT id FROM outbox_row)
         )
         SELECT id FROM webhook_jobs
         WHERE id = ANY($1)
-          AND id NOT IN (SELECT id FROM job WHERE outbox_id NOT IN (SELECT id FROM held_alarm))",
+          AND id NOT IN (SELECT id FROM job WHERE outbox_id NOT IN (SELECT id FROM held_outbox_row))",
         &job_ids
     )
     .fetch_all(connection)
@@ -154,21 +154,21 @@ async fn write(connection: &mut PgConnection, settlements: &[&Settlement]) -> Re
                    CASE WHEN settled.status = 'pending' THEN retry_at END
             FROM settled JOIN result USING (job_id, attempt)
         ), rearmed AS (
-            UPDATE outbox AS alarm
+            UPDATE outbox AS outbox_row
             SET attempt = settled.attempt, due_at = settled.retry_at, published_at = NULL, message_id = gen_random_uuid(),
                 released = false, waits_for = NULL
             FROM settled
-            WHERE alarm.id = ANY(ARRAY(SELECT outbox_id FROM settled WHERE status = 'pending'))
-              AND alarm.id = settled.outbox_id
-            RETURNING alarm.id
+            WHERE outbox_row.id = ANY(ARRAY(SELECT outbox_id FROM settled WHERE status = 'pending'))
+              AND outbox_row.id = settled.outbox_id
+            RETURNING outbox_row.id
         ), deleted AS (
             DELETE FROM outbox
             WHERE id = ANY(ARRAY(SELECT outbox_id FROM settled WHERE status <> 'pending'))
             RETURNING id
         )
-        SELECT job_id AS "job_id!", attempt AS "attempt!", alarm.id IS NOT NULL AS "outbox_row_found!"
-        FROM settled LEFT JOIN (SELECT id FROM rearmed UNION ALL SELECT id FROM deleted) AS alarm
-            ON alarm.id = settled.outbox_id"#,
+        SELECT job_id AS "job_id!", attempt AS "attempt!", outbox_row.id IS NOT NULL AS "outbox_row_found!"
+        FROM settled LEFT JOIN (SELECT id FROM rearmed UNION ALL SELECT id FROM deleted) AS outbox_row
+            ON outbox_row.id = settled.outbox_id"#,
         &job_ids,
         &attempts,
         &statuses as _,

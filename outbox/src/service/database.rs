@@ -61,6 +61,16 @@ pub enum DatabaseError {
     /// Nobody is named to vouch for the server.
     #[error("sslmode=verify-ca needs sslrootcert in the URL, or DATABASE_CA_FILE")]
     NoAuthority,
+    /// Another number of rows was written than are there and locked: nothing of it is committed.
+    #[error("{statement} wrote {written} rows instead of {expected}")]
+    Rows {
+        /// Its name.
+        statement: &'static str,
+        /// How many there are.
+        expected: usize,
+        /// How many it wrote.
+        written: u64,
+    },
     /// A pooler stands in the way.
     #[error(
         "DATABASE_URL leads to a pooler that lends a session for one transaction only: set DATABASE_DIRECT_URL to the \
@@ -102,6 +112,11 @@ impl From<tokio::time::error::Elapsed> for DatabaseError {
 }
 
 impl DatabaseError {
+    /// Insists that a statement wrote as many rows as it was given.
+    pub(crate) const fn insist_on_rows(statement: &'static str, expected: usize, written: u64) -> Result<(), Self> {
+        if written == expected as u64 { Ok(()) } else { Err(Self::Rows { statement, expected, written }) }
+    }
+
     /// Whether it may pass by itself.
     const fn may_pass(&self) -> bool {
         matches!(self, Self::Postgres(_) | Self::Pool(_) | Self::Timeout | Self::NoWrites)

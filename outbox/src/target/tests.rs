@@ -57,7 +57,7 @@ fn a_url_that_would_be_sent_otherwise_is_refused() {
         (short_of_a_slash.as_str(), TargetError::TooLong),
     ] {
         assert_eq!(TargetPolicy::default().accept_url(url), Err(error), "{url}");
-        assert!(TargetPolicy::default().check_url(url).is_ok(), "rows of an earlier release are sent: {url}");
+        assert!(TargetPolicy::default().check_url(url).is_ok(), "at an attempt nobody asks how it is written: {url}");
     }
     let said = TargetError::NotEncoded('\u{e9}').to_string();
     assert_eq!(said, "the URL must have %C3%A9 in place of \u{e9} in its path or query");

@@ -27,7 +27,7 @@ impl Strays {
         Self { installation, next_warning: Instant::now() }
     }
 
-    /// Lets through what is of this installation, and gives back the rest. What names none is of an older build.
+    /// Lets through what is of this installation, and gives back the rest. What names none is taken as ours: its claim finds out.
     pub(crate) fn keep_ours(&mut self, received: Received) -> Option<Received> {
         if received.task.installation.is_none_or(|it| it == self.installation) {
             return Some(received);

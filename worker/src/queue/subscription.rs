@@ -11,7 +11,7 @@ use lapin::message::Delivery;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Connection, Consumer};
-use outbox::broker::topology::{BrokerError, within};
+use outbox::broker::topology::{BROKER_TIMEOUT, BrokerError, within};
 use tokio::time::{Instant, timeout};
 use tracing::{debug, warn};
 
@@ -19,9 +19,6 @@ use super::release_all;
 use crate::worker::Worker;
 
 const CONSUMER_TAG: &str = "outhook-worker";
-
-/// What the broker is asked for last, when everything else has been answered.
-const CONSUMER: &str = "the consumer";
 
 /// Between two looks at the queue, while nothing comes.
 const LOOK_SPACING: Duration = Duration::from_secs(2);
@@ -45,6 +42,9 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 pub(crate) enum ConsumeError {
     #[error(transparent)]
     Broker(#[from] BrokerError),
+    /// The broker, which has answered everything before, does not answer a consumer.
+    #[error("RabbitMQ did not answer within {} s when it was asked for a consumer", BROKER_TIMEOUT.as_secs())]
+    NoConsumer,
     /// The stream of deliveries ended: the queue was deleted, or the channel closed.
     #[error("RabbitMQ ended the consumer: see that a relay runs, which declares the queue")]
     Ended,
@@ -59,7 +59,7 @@ impl ConsumeError {
     /// or without a leader: it confirms nothing, and answers a consumer with 541 or not at all, for ever.
     pub(crate) fn is_of_a_broken_queue(&self) -> bool {
         match self {
-            Self::Broker(BrokerError::Timeout(what)) => *what == CONSUMER,
+            Self::NoConsumer => true,
             Self::Broker(error) => error.is_internal(),
             Self::Ended | Self::Deaf { .. } => false,
         }
@@ -67,7 +67,7 @@ impl ConsumeError {
 
     /// Whether the broker did not answer.
     pub(crate) const fn is_timeout(&self) -> bool {
-        matches!(self, Self::Broker(BrokerError::Timeout(_)))
+        matches!(self, Self::NoConsumer | Self::Broker(BrokerError::Timeout(_)))
     }
 }
 
@@ -174,7 +174,7 @@ impl Subscription {
         };
         self.renewed = Some(Instant::now());
         let consumer = match consumer {
-            Err(BrokerError::Timeout(_)) => {
+            Err(ConsumeError::NoConsumer) => {
                 abandon(channel);
                 return Ok(Vec::new());
             }
@@ -238,7 +238,11 @@ fn abandon(channel: Channel) {
     tokio::spawn(async move { within("the close", channel.close(200, "not needed".into())).await });
 }
 
-async fn consume(worker: &Worker, channel: &Channel) -> Result<Consumer, BrokerError> {
+async fn consume(worker: &Worker, channel: &Channel) -> Result<Consumer, ConsumeError> {
     let (queue, options) = (worker.config.broker.queue().into(), BasicConsumeOptions::default());
-    within(CONSUMER, channel.basic_consume(queue, CONSUMER_TAG.into(), options, FieldTable::default())).await
+    let consuming = channel.basic_consume(queue, CONSUMER_TAG.into(), options, FieldTable::default());
+    match within("the consumer", consuming).await {
+        Err(BrokerError::Timeout(_)) => Err(ConsumeError::NoConsumer),
+        consuming => Ok(consuming?),
+    }
 }

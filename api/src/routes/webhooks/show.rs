@@ -25,7 +25,7 @@ pub(crate) async fn show(
         SELECT to_jsonb(job) || jsonb_build_object(
             'attempts', coalesce((SELECT jsonb_agg(to_jsonb(tried) - 'job_id' ORDER BY tried.attempt)
                                   FROM webhook_attempts AS tried WHERE tried.job_id = job.id), '[]'),
-            'outbox', (SELECT to_jsonb(alarm) FROM outbox AS alarm WHERE alarm.id = job.outbox_id))
+            'outbox', (SELECT to_jsonb(outbox_row) FROM outbox AS outbox_row WHERE outbox_row.id = job.outbox_id))
             AS "job!: types::Json<Job>"
         FROM outhook.job_details AS job WHERE id = $1"#,
         id

@@ -12,11 +12,12 @@ use super::pooler::Pooler;
 use super::{CONNECT_TIMEOUT, DatabaseConfig, DatabaseError};
 use crate::service::backoff::Backoff;
 
-/// The schema version that this build reads and writes: the newest file in `migrations/sql`.
-pub const SCHEMA_VERSION: u32 = 9;
+/// The schema version that this build reads and writes: of tables, functions and views together, so that a new file in
+/// `migrations/sql` raises it, and so does any change in `migrations/sql_api`.
+pub const SCHEMA_VERSION: u32 = 1;
 
-const HAS_HISTORY: &str = "SELECT to_regclass('public.refinery_schema_history') IS NOT NULL";
-const NEWEST: &str = "SELECT max(version) FROM public.refinery_schema_history";
+const HAS_VERSION: &str = "SELECT to_regclass('public.schema_version') IS NOT NULL";
+const VERSION: &str = "SELECT max(version) FROM public.schema_version";
 
 impl DatabaseConfig {
     /// Waits until Postgres can be reached as a pool reaches it, then checks that its schema is the one this build
@@ -97,14 +98,14 @@ async fn wait_for(
 
 async fn version_on(connection: &mut PgConnection) -> Result<Option<u32>, sqlx::Error> {
     // Not prepared: a pooler may have another statement under its name.
-    if sqlx::raw_sql(HAS_HISTORY).fetch_one(&mut *connection).await?.try_get(0)? {
-        let newest: Option<i32> = sqlx::raw_sql(NEWEST).fetch_one(connection).await?.try_get(0)?;
-        return Ok(newest.map(i32::cast_unsigned));
+    if sqlx::raw_sql(HAS_VERSION).fetch_one(&mut *connection).await?.try_get(0)? {
+        let version: Option<i32> = sqlx::raw_sql(VERSION).fetch_one(connection).await?.try_get(0)?;
+        return Ok(version.map(i32::cast_unsigned));
     }
     Ok(None)
 }
 
-/// The version of the newest migration that ran on this database, if any did.
+/// The version that this database was brought to, if it ever was to any.
 ///
 /// # Errors
 /// The database cannot be asked.
@@ -113,11 +114,11 @@ pub async fn schema_version(client: &Client) -> Result<Option<u32>, DatabaseErro
 }
 
 async fn read_schema_version(client: &Client) -> Result<Option<u32>, DatabaseError> {
-    if !client.query_one(HAS_HISTORY, &[]).await?.get::<_, bool>(0) {
+    if !client.query_one(HAS_VERSION, &[]).await?.get::<_, bool>(0) {
         return Ok(None);
     }
-    let newest = client.query_one(NEWEST, &[]).await?.get::<_, Option<i32>>(0);
-    Ok(newest.map(i32::cast_unsigned))
+    let version = client.query_one(VERSION, &[]).await?.get::<_, Option<i32>>(0);
+    Ok(version.map(i32::cast_unsigned))
 }
 
 fn check_version(found: Option<u32>) -> Result<(), DatabaseError> {
@@ -138,8 +139,8 @@ mod tests {
         assert!(check_version(Some(SCHEMA_VERSION)).is_ok());
         for (found, words) in [
             (None, "no Outhook schema: run outhook migrate"),
-            (Some(SCHEMA_VERSION - 1), "needs 9: run outhook migrate"),
-            (Some(SCHEMA_VERSION + 1), "knows only 9: run a newer build"),
+            (Some(SCHEMA_VERSION - 1), "needs 1: run outhook migrate"),
+            (Some(SCHEMA_VERSION + 1), "knows only 1: run a newer build"),
         ] {
             let sentence = check_version(found).expect_err("it is another version").to_string();
             assert!(sentence.ends_with(words), "{sentence}");
