@@ -16,7 +16,8 @@ const CALLERS: usize = 8;
 /// Tries of the migration while the reader is in its way.
 const TRIES: usize = 3;
 
-/// Callers who post one webhook after the other, each of which must be answered with 202.
+/// Callers who post one webhook after the other, each of which must be answered with 202, and look at it, for which the api
+/// reads a view.
 struct Callers {
     stop: Arc<AtomicBool>,
     posting: JoinSet<usize>,
@@ -45,7 +46,8 @@ impl Callers {
 async fn post_until(client: Client, url: String, stop: Arc<AtomicBool>) -> usize {
     let mut posted = 0;
     while !stop.load(Ordering::Relaxed) {
-        client.post("{}", &url).await;
+        let accepted = client.post("{}", &url).await;
+        client.job(accepted.job_id).await;
         posted += 1;
     }
     posted

@@ -30,7 +30,7 @@ async fn a_wrong_or_missing_value_is_one_sentence() {
     let api = [DATABASE, HMAC, TOKEN];
     let worker = [DATABASE, BROKER];
     let rows: Vec<(Program, Environment, &str)> = vec![
-        (Program::Migrate, vec![], "outhook migrate: DATABASE_URL is not set; see --help"),
+        (Program::Migrate, vec![], "outhook-migrate: DATABASE_URL is not set; see --help"),
         (Program::Api, vec![DATABASE, TOKEN], "outhook-api: HMAC_SECRET is not set; see --help"),
         (Program::Relay, vec![DATABASE], "outhook-relay: RABBITMQ_URL is not set; see --help"),
         (Program::Worker, vec![BROKER], "outhook-worker: DATABASE_URL is not set; see --help"),
@@ -201,7 +201,7 @@ async fn a_secret_that_is_given_twice_or_cannot_be_read_is_one_sentence() {
 /// Nobody listens there: who waits for nobody says so and ends.
 #[tokio::test]
 async fn a_postgres_that_is_not_there_is_said_once() {
-    for (program, status, name) in [(Program::Migrate, 1, "outhook migrate"), (Program::Check, 2, "outhook-check")] {
+    for (program, status, name) in [(Program::Migrate, 1, "outhook-migrate"), (Program::Check, 2, "outhook-check")] {
         let said = sentence(program, &[DATABASE], status).await;
         assert_eq!(said, format!("{name}: Postgres: Connection refused (os error 111)\n"));
     }
@@ -235,5 +235,8 @@ async fn a_schema_of_another_version_is_refused() {
             assert!(said.contains(&expected), "{program:?}: {said}");
         }
     }
+    // Nor does a migration lead from tables that it does not know.
+    let said = sentence(Program::Migrate, &[url], 1).await;
+    assert!(said.contains("from before the first version"), "{said}");
     database.drop().await;
 }

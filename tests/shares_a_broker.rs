@@ -20,7 +20,7 @@ async fn two_installations_with_the_same_names_deliver_all() {
     let mut strays = 0.0;
     for worker in one.workers.iter().chain(&two.workers) {
         wait_until("a worker to say what is wrong", PATIENCE, async || {
-            worker.log().contains("a task is of another installation of Outhook")
+            worker.log().contains("a message is of another installation of Outhook")
         })
         .await;
         strays += worker.counter("outhook_worker_strays_total").await;

@@ -13,6 +13,7 @@ CREATE TABLE schema_version (
 
     CONSTRAINT schema_version_positive CHECK (version >= 1)
 );
+CREATE UNIQUE INDEX schema_version_one_row ON schema_version ((true));
 COMMENT ON TABLE  schema_version IS 'One row: what this database was brought to by outhook migrate. A program refuses to work with another version than its own';
 COMMENT ON COLUMN schema_version.version IS 'Of tables, functions and views together';
 COMMENT ON COLUMN schema_version.api_hash IS 'SHA-256 of the SQL that functions and views were made by: the same SQL is not run again';

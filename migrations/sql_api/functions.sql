@@ -2,7 +2,8 @@
 --
 -- outhook migrate runs this file whole, in the transaction of the migration, whenever it or views.sql has changed. So all in
 -- it may be run again, and nothing in it waits for whoever uses a table. Replacing a function keeps the rights that others
--- have on it. Another signature would be another function beside the old one: a migration drops that, and says what it costs.
+-- have on it. Another signature would be another function beside the old one: a migration drops that with IF EXISTS, for on a new
+-- database it runs before this, and says what it costs.
 -- A change raises SCHEMA_VERSION, by which the services know whether the database has the functions that they call.
 
 -- Some of the functions below run with the owner's rights and look names up in the schema public: whoever could create
@@ -300,7 +301,7 @@ COMMENT ON FUNCTION outhook.check_key() IS 'Puts the key of an outbox row on the
 -- update for a trigger that asks about it.
 DO $$
 BEGIN
-    -- Made once, since that locks the outbox against everybody who writes it: a migration drops one that is to change.
+    -- Made once, since that locks the outbox against everybody who writes it: a migration drops one that is to change, with IF EXISTS.
     IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'outbox'::regclass AND tgname = 'outbox_begins_to_wait') THEN
         CREATE TRIGGER outbox_begins_to_wait AFTER INSERT ON outbox
             FOR EACH ROW WHEN (NEW.waits_for = 'order') EXECUTE FUNCTION outhook.check_key();

@@ -2,7 +2,8 @@
 --
 -- outhook migrate runs this file whole, after functions.sql. Replacing a view keeps the rights that others have on it, and
 -- locks it for a moment against who reads it. Its columns are a promise: new ones are added at the end, which this can do. To
--- take one away, a migration drops the view first, and with it the rights of all but the services.
+-- take one away, a migration drops the view with IF EXISTS (on a new database it runs before this), and with it the rights of
+-- all but the services.
 
 CREATE OR REPLACE VIEW outhook.jobs AS
 SELECT job.id, job.status, job.attempt, job.retry_count, job.error, job.client_url, job.created_at, job.updated_at,

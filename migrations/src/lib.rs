@@ -98,7 +98,13 @@ pub async fn migrate_to(client: &mut Client, schema: &Schema) -> anyhow::Result<
 /// then nothing is changed.
 pub async fn grant_rights(client: &mut Client) -> anyhow::Result<()> {
     lock(client).await?;
-    let outcome = grant(client).await;
+    let mut tries = Tries::default();
+    let outcome = loop {
+        let outcome = grant(client).await;
+        if !tries.another_after(&outcome).await {
+            break outcome;
+        }
+    };
     unlock(client).await;
     outcome
 }
@@ -114,7 +120,8 @@ async fn grant(client: &mut Client) -> anyhow::Result<()> {
 /// Waits until nobody else changes the schema.
 async fn lock(client: &Client) -> anyhow::Result<()> {
     // Otherwise a role named like the schema that a migration makes would find its tables there.
-    client.batch_execute("SET search_path = public").await.context("cannot choose the schema")?;
+    // And for as long as it takes, whatever was set before, here or for the role.
+    client.batch_execute("SET search_path = public; SET lock_timeout = 0").await.context("cannot choose the schema")?;
     client.execute("SELECT pg_advisory_lock($1)", &[&LOCK]).await.context("cannot lock the schema")?;
     // After that: another run may take long, and nobody queues up behind this one's wait for it.
     let limit = format!("SET lock_timeout = '{}ms'", LOCK_TIMEOUT.as_millis());
@@ -129,14 +136,33 @@ async fn unlock(client: &Client) {
 async fn run(client: &mut Client, schema: &Schema) -> anyhow::Result<()> {
     require_utf8(client).await?;
     let known = schema.version;
-    let found = outbox::service::database::schema_version(client).await?.unwrap_or(0);
+    let found = outbox::service::database::schema_version(client).await?;
+    ensure!(
+        found.is_some() || !has_history(client).await?,
+        "the database was made by a build from before the first version, and no migration leads from there: use a new one \
+         (scripts/down --wipe, for what scripts/up made)"
+    );
+    let found = found.unwrap_or(0);
     ensure!(
         found <= known,
         "the database has schema version {found}, this build knows versions up to {known}: run a newer one"
     );
-    apply(client, schema).await.context("cannot migrate the schema")?;
+    let mut tries = Tries::default();
+    let applied = loop {
+        let applied = apply(client, schema).await;
+        if !tries.another_after(&applied).await {
+            break applied;
+        }
+    };
+    applied.context("cannot migrate the schema")?;
     info!(version = known, "schema is up to date");
     Ok(())
+}
+
+/// Whether refinery has ever migrated anything here.
+async fn has_history(client: &Client) -> anyhow::Result<bool> {
+    let asked = client.query_one("SELECT to_regclass('public.refinery_schema_history') IS NOT NULL", &[]).await;
+    Ok(asked.context("cannot ask for the schema")?.get(0))
 }
 
 /// Elsewhere Postgres would take bytes that nobody can read as text, or that it cannot convert for us.
@@ -151,25 +177,32 @@ async fn require_utf8(client: &Client) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Applies what is missing, and tries again from the beginning while somebody uses what is to be changed.
-async fn apply(client: &mut Client, schema: &Schema) -> anyhow::Result<()> {
-    let mut tries = 1;
-    loop {
-        match apply_at_once(client, schema).await {
-            Err(error) if is_locked(&error) && tries < TRIES => {
-                warn!(tries, "a table or view is in use: trying again");
-            }
-            outcome => return outcome,
+/// A transaction is tried again from the beginning while somebody uses what is to be changed.
+#[derive(Default)]
+struct Tries(u32);
+
+impl Tries {
+    /// Whether to try once more after this outcome; waits until then.
+    async fn another_after(&mut self, outcome: &anyhow::Result<()>) -> bool {
+        self.0 += 1;
+        let is_next = outcome.as_ref().is_err_and(is_locked) && self.0 < TRIES;
+        if is_next {
+            warn!(tries = self.0, "a table or view is in use: trying again");
+            sleep(RETRY_PAUSE).await;
         }
-        tries += 1;
-        sleep(RETRY_PAUSE).await;
+        is_next
     }
 }
 
-async fn apply_at_once(client: &mut Client, schema: &Schema) -> anyhow::Result<()> {
+/// Applies what is missing.
+async fn apply(client: &mut Client, schema: &Schema) -> anyhow::Result<()> {
     let transaction = client.transaction().await?;
+    let applied = applied(&transaction).await?;
+    if applied.as_ref().is_some_and(|(version, hash)| *version < schema.version && *hash != schema.api_hash()) {
+        lock_views(&transaction).await?;
+    }
     let report = schema.tables.run_async(&mut Within(&transaction)).await?;
-    let replaced = replace_api(&transaction, schema).await?;
+    let replaced = replace_api(&transaction, schema, applied).await?;
     transaction.commit().await?;
     for migration in report.applied_migrations() {
         info!(version = migration.version(), name = migration.name(), "applied migration");
@@ -181,22 +214,73 @@ async fn apply_at_once(client: &mut Client, schema: &Schema) -> anyhow::Result<(
 }
 
 /// Makes functions and views anew, unless they are what is wanted already. What others may do with them stays.
-async fn replace_api(transaction: &Transaction<'_>, schema: &Schema) -> anyhow::Result<bool> {
-    let wanted = (schema.version.cast_signed(), schema.api_hash());
-    let applied = transaction.query_opt("SELECT version, api_hash FROM schema_version", &[]).await?;
-    if applied.is_some_and(|row| (row.get(0), row.get(1)) == wanted) {
+async fn replace_api(
+    transaction: &Transaction<'_>,
+    schema: &Schema,
+    applied: Option<(u32, String)>,
+) -> anyhow::Result<bool> {
+    let wanted = (schema.version, schema.api_hash());
+    if applied.as_ref() == Some(&wanted) {
         return Ok(false);
     }
-    transaction.batch_execute(&schema.api).await?;
+    let has_changed = applied.is_none_or(|(_, hash)| hash != wanted.1);
+    if has_changed {
+        transaction.batch_execute(&schema.api).await?;
+    }
     transaction.execute("DELETE FROM schema_version", &[]).await?;
     let insert = "INSERT INTO schema_version (version, api_hash) VALUES ($1, $2)";
-    transaction.execute(insert, &[&wanted.0, &wanted.1]).await?;
-    Ok(true)
+    transaction.execute(insert, &[&wanted.0.cast_signed(), &wanted.1]).await?;
+    Ok(has_changed)
+}
+
+/// What was applied last, if anything was: the version, and the hash of functions and views.
+async fn applied(transaction: &Transaction<'_>) -> anyhow::Result<Option<(u32, String)>> {
+    let exists = transaction.query_one("SELECT to_regclass('public.schema_version') IS NOT NULL", &[]).await?;
+    if !exists.get::<_, bool>(0) {
+        return Ok(None);
+    }
+    let row = transaction.query_opt("SELECT version, api_hash FROM schema_version", &[]).await?;
+    Ok(row.map(|row| (row.get::<_, i32>(0).cast_unsigned(), row.get(1))))
+}
+
+/// Locks the views, and so the tables beneath them, before anything of either is changed. In the order in which whoever reads
+/// a view locks them: a migration that had a table already when it came to the views would wait for a reader that waits for it.
+async fn lock_views(transaction: &Transaction<'_>) -> anyhow::Result<()> {
+    let limit = LOCK_TIMEOUT.as_millis();
+    let lock = format!(
+        "SET LOCAL statement_timeout = '{limit}ms';
+        DO $$
+        DECLARE views text := (SELECT string_agg(format('%I.%I', schemaname, viewname), ', ' ORDER BY viewname)
+                               FROM pg_views WHERE schemaname = 'outhook');
+        BEGIN
+            IF views IS NOT NULL THEN EXECUTE 'LOCK TABLE ' || views || ' IN ACCESS EXCLUSIVE MODE'; END IF;
+        END $$;
+        SET LOCAL statement_timeout = 0"
+    );
+    // All of them in the time of one: those that are locked already keep others waiting.
+    match transaction.batch_execute(&lock).await {
+        Err(error) if error.code() == Some(&SqlState::QUERY_CANCELED) => Err(ViewsInUse.into()),
+        locked => Ok(locked?),
+    }
+}
+
+/// Somebody reads a view, or uses a table beneath it, for longer than a migration waits.
+#[derive(Debug)]
+struct ViewsInUse;
+
+impl std::error::Error for ViewsInUse {}
+
+impl std::fmt::Display for ViewsInUse {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("somebody uses the tables and views that are to be changed, and does not end")
+    }
 }
 
 fn is_locked(error: &anyhow::Error) -> bool {
     let postgres = error.chain().find_map(|cause| cause.downcast_ref::<tokio_postgres::Error>());
-    postgres.and_then(tokio_postgres::Error::code) == Some(&SqlState::LOCK_NOT_AVAILABLE)
+    let code = postgres.and_then(tokio_postgres::Error::code);
+    let locked = [&SqlState::LOCK_NOT_AVAILABLE, &SqlState::T_R_DEADLOCK_DETECTED];
+    error.is::<ViewsInUse>() || code.is_some_and(|code| locked.contains(&code))
 }
 
 #[cfg(test)]
@@ -204,7 +288,7 @@ mod tests {
     use super::*;
 
     /// What functions and views are at the version that the services ask for.
-    const API: (u32, &str) = (1, "f3e8db53aea6e212ea95ff607be54941fae375ab461ef7bd116b07f8e77331ab");
+    const API: (u32, &str) = (1, "1d59e44a4b116486c16b38cbe2384b5b1b60f272fc315f47c6eb83d919128f9a");
 
     #[test]
     fn whoever_changes_functions_or_views_raises_the_version() {

@@ -6,6 +6,7 @@ use outbox::destination::upkeep::{Work, count_sick};
 use outbox::due::{self, Counted};
 use outbox::service::database::is_of_one_row;
 use tokio::time::Instant;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error};
 use tracing::warn;
 
@@ -50,10 +51,15 @@ impl Counts {
         if self.next_rows > began {
             return Ok(());
         }
+        // Also if it fails: it would fail again.
+        self.next_rows = began + LONGEST_COUNT_SPACING;
         match due::count(client, MOST_COUNTED).await {
             Ok(counted) => set_rows(counted),
-            // The rest of the round is not for people alone, and goes on without it.
-            Err(error) if is_of_one_row(&error) => warn!(%error, "cannot count the rows of the outbox"),
+            // The rest of the round is not for people alone, and goes on without it. It may take longer than a statement may.
+            Err(error) if is_of_one_row(&error) || error.code() == Some(&SqlState::QUERY_CANCELED) => {
+                warn!(%error, "cannot count the rows of the outbox; the metric stays as it is");
+                return Ok(());
+            }
             Err(error) => return Err(error),
         }
         self.next_rows = Instant::now() + (began.elapsed() * ROWS_COST).clamp(COUNT_SPACING, LONGEST_COUNT_SPACING);

@@ -212,7 +212,7 @@ impl Lane {
         if !broker.queue_exists(&connection).await? {
             let seen = Instant::now();
             let rows = rewind(database, self.config.publish.republish_interval() + LONGEST_LEASE).await?;
-            info!(rows, "the queue does not exist: made its tasks due again");
+            info!(rows, "the queue does not exist: made its messages due again");
             kill_point!("relay.after_rewind");
             // Unless there never was one.
             if self.announced || rows > 0 {

@@ -11,7 +11,7 @@ pub(crate) enum Lost {
     Database(#[from] DatabaseError),
     #[error(transparent)]
     Broker(#[from] BrokerError),
-    #[error("RabbitMQ takes no tasks for now: see whether it lacks memory or disk (rabbitmqctl status)")]
+    #[error("RabbitMQ takes no messages for now: see whether it lacks memory or disk (rabbitmqctl status)")]
     Blocked,
     #[error(
         "RabbitMQ answers and confirms nothing: its queue has no leader, for a node is away; waiting for the next one"
@@ -33,7 +33,7 @@ impl Lost {
         let (servers, what): (&[Server], _) = match self {
             Self::Database(_) => (&[Server::Postgres], "is not reached"),
             Self::Broker(_) => (&[Server::RabbitMq], "is not reached"),
-            Self::Blocked => (&[Server::RabbitMq], "takes no tasks for now"),
+            Self::Blocked => (&[Server::RabbitMq], "takes no messages for now"),
             Self::Unconfirmed => (&[Server::RabbitMq], "confirms nothing for now"),
             Self::Everything => (&[Server::Postgres, Server::RabbitMq], "does not answer in time"),
         };

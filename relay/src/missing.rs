@@ -82,8 +82,8 @@ fn say(rows: u64, ready: u32) {
         warn!(
             rows,
             ready,
-            "RabbitMQ has lost tasks, which are published again: see whether its queue was purged, is consumed by \
-             somebody else, or has a policy with task-ttl, max-length or expires (rabbitmqctl list_policies)"
+            "RabbitMQ has lost messages, which are published again: see whether its queue was purged, is consumed by \
+             somebody else, or has a policy with message-ttl, max-length or expires (rabbitmqctl list_policies)"
         );
     }
 }

@@ -137,7 +137,7 @@ impl Publisher {
                     kill_point!("relay.between_publishes");
                 }
                 Ok(Err(error)) => {
-                    let error = BrokerError::Client("a task", error);
+                    let error = BrokerError::Client("a message", error);
                     warn!(%error, "publishing failed");
                     break;
                 }
@@ -188,12 +188,12 @@ async fn log_blocking(mut events: impl futures_util::Stream<Item = Event> + Unpi
                 is_blocked = true;
                 warn!(
                     reason,
-                    "degraded: RabbitMQ takes no tasks until it has memory and disk again; they stay in Postgres"
+                    "degraded: RabbitMQ takes no messages until it has memory and disk again; they stay in Postgres"
                 );
             }
             Event::ConnectionUnblocked => {
                 is_blocked = false;
-                warn!("RabbitMQ takes tasks again");
+                warn!("RabbitMQ takes messages again");
             }
             Event::Error(_) => is_blocked = false,
             _ => {}

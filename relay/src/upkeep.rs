@@ -119,6 +119,8 @@ impl Upkeep {
                 }
                 Err(error) => {
                     self.database = None;
+                    // Whether it was notified is not known.
+                    self.waker.heard();
                     warn!(%error, "cannot look after what waits; trying again");
                     backoff.next_wait()
                 }
@@ -197,7 +199,7 @@ impl Upkeep {
         Ok(checked.due.unsigned_abs().into())
     }
 
-    async fn look_after_destinations(&mut self, client: &mut Client, work: Work) -> Result<u64, DatabaseError> {
+    async fn look_after_destinations(&mut self, client: &mut Client, work: Work) -> Result<u64, Error> {
         let mut freed = 0;
         if work.sick {
             freed += self.release(client).await?;
@@ -218,7 +220,7 @@ impl Upkeep {
         Ok(freed)
     }
 
-    async fn release(&self, client: &mut Client) -> Result<u64, DatabaseError> {
+    async fn release(&self, client: &mut Client) -> Result<u64, Error> {
         let (began, mut freed) = (Instant::now(), 0);
         loop {
             let tended = release(client, self.config.publish.destination_drain_limit).await?;

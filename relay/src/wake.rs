@@ -133,12 +133,16 @@ async fn listen_until_lost(database: &DatabaseConfig, waker: &Waker, backoff: &m
         waker.heard();
         waker.wake();
         debug!("listening for notifications");
+        let mut was_deaf = false;
         loop {
             sleep(CHECK_INTERVAL).await;
             timeout(CHECK_INTERVAL, client.batch_execute("")).await.map_err(|_| DatabaseError::Timeout)??;
-            if waker.is_deaf(Instant::now()) {
-                return Err(DatabaseError::NoSession);
+            // Twice: a process that stood still looks before it has read what came meanwhile.
+            let is_deaf = waker.is_deaf(Instant::now());
+            if is_deaf && was_deaf {
+                return Err(DatabaseError::Deaf);
             }
+            was_deaf = is_deaf;
             backoff.reset();
         }
     };

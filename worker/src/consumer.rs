@@ -188,7 +188,7 @@ async fn read(delivery: Delivery) -> Option<Received> {
     match Task::decode(&delivery.data) {
         Ok(task) => Some(Received::new(task, delivery)),
         Err(error) => {
-            warn!(%error, "poison: a task that cannot be read goes to the dead-letter queue");
+            warn!(%error, "poison: a message that cannot be read goes to the dead-letter queue");
             metrics::counter!("outhook_worker_poison_total").increment(1);
             reject(delivery).await;
             None

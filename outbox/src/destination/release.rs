@@ -4,7 +4,7 @@ use tokio_postgres::{Client, Error, GenericClient, Row};
 
 use super::breaker::{Breaker, Change, Freed, Plan, State};
 use super::store::seconds;
-use crate::service::database::DatabaseError;
+use crate::service::database::check_rows;
 
 /// Destinations that are looked at in one transaction.
 const BATCH: u32 = 500;
@@ -46,7 +46,7 @@ pub struct Released {
 ///
 /// # Errors
 /// The database cannot be asked.
-pub async fn release(client: &mut Client, most: i32) -> Result<Released, DatabaseError> {
+pub async fn release(client: &mut Client, most: i32) -> Result<Released, Error> {
     let transaction = client.transaction().await?;
     let rows = transaction
         .query(
@@ -132,7 +132,7 @@ async fn set_free(transaction: &impl GenericClient, sick: &[Sick]) -> Result<Vec
     Ok(rows.iter().map(|row| Freed { rows: row.get("rows"), are_more_held: row.get("are_more_held") }).collect())
 }
 
-async fn store(transaction: &impl GenericClient, sick: &[Sick], changes: &[Change]) -> Result<(), DatabaseError> {
+async fn store(transaction: &impl GenericClient, sick: &[Sick], changes: &[Change]) -> Result<(), Error> {
     let destinations: Vec<&str> = sick.iter().map(|it| it.destination.as_str()).collect();
     let states: Vec<&str> = changes.iter().map(|it| it.breaker.state.as_str()).collect();
     let openings: Vec<i32> = changes.iter().map(|it| it.breaker.openings).collect();
@@ -155,5 +155,6 @@ async fn store(transaction: &impl GenericClient, sick: &[Sick], changes: &[Chang
         )
         .await?;
     // They are locked since look_at_sick.
-    DatabaseError::insist_on_rows("store_sick", sick.len(), stored)
+    check_rows("store_sick", sick.len(), stored);
+    Ok(())
 }

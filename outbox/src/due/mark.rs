@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio_postgres::{Error, GenericClient};
 
 use super::statements::Statements;
-use crate::service::database::DatabaseError;
+use crate::service::database::check_rows;
 
 /// Records that the broker confirmed these rows; should their tasks get lost, they are due again after
 /// `republish_after`.
@@ -17,10 +17,11 @@ pub async fn mark_published(
     statements: &Statements,
     ids: &[i64],
     republish_after: Duration,
-) -> Result<(), DatabaseError> {
+) -> Result<(), Error> {
     let marked = transaction.execute(&statements.mark_published, &[&ids, &republish_after.as_secs_f64()]).await?;
     // They are locked since claim_due.
-    DatabaseError::insist_on_rows("mark_published", ids.len(), marked)
+    check_rows("mark_published", ids.len(), marked);
+    Ok(())
 }
 
 /// Leaves rows that were not confirmed for later.

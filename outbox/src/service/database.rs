@@ -20,6 +20,7 @@ use std::time::Duration;
 use clap::Args;
 use tokio_postgres::error::SqlState;
 
+pub(crate) use self::failure::check_rows;
 pub use self::failure::{Failure, is_of_one_row};
 pub use self::pool::{Pool, on_connection, takes_no_writes};
 pub use self::schema::{SCHEMA_VERSION, schema_version};
@@ -61,22 +62,18 @@ pub enum DatabaseError {
     /// Nobody is named to vouch for the server.
     #[error("sslmode=verify-ca needs sslrootcert in the URL, or DATABASE_CA_FILE")]
     NoAuthority,
-    /// Another number of rows was written than are there and locked: nothing of it is committed.
-    #[error("{statement} wrote {written} rows instead of {expected}")]
-    Rows {
-        /// Its name.
-        statement: &'static str,
-        /// How many there are.
-        expected: usize,
-        /// How many it wrote.
-        written: u64,
-    },
     /// A pooler stands in the way.
     #[error(
         "DATABASE_URL leads to a pooler that lends a session for one transaction only: set DATABASE_DIRECT_URL to the \
          server's own address, or to a pool with pool_mode = session"
     )]
     NoSession,
+    /// A session that listens and is told nothing.
+    #[error(
+        "a notification to ourselves was not heard: if a pooler stands before Postgres, see that it lends whole sessions, or set \
+         DATABASE_DIRECT_URL to the server's own address"
+    )]
+    Deaf,
     /// Nothing was ever migrated here.
     #[error("the database has no Outhook schema: run outhook migrate")]
     NoSchema,
@@ -112,11 +109,6 @@ impl From<tokio::time::error::Elapsed> for DatabaseError {
 }
 
 impl DatabaseError {
-    /// Insists that a statement wrote as many rows as it was given.
-    pub(crate) const fn insist_on_rows(statement: &'static str, expected: usize, written: u64) -> Result<(), Self> {
-        if written == expected as u64 { Ok(()) } else { Err(Self::Rows { statement, expected, written }) }
-    }
-
     /// Whether it may pass by itself.
     const fn may_pass(&self) -> bool {
         matches!(self, Self::Postgres(_) | Self::Pool(_) | Self::Timeout | Self::NoWrites)

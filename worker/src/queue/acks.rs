@@ -25,7 +25,7 @@ pub(crate) async fn release_all(deliveries: impl IntoIterator<Item = Delivery>) 
 async fn send(sent: impl Future<Output = Result<bool, lapin::Error>>) {
     let sent = within("an ack", sent).await;
     if !matches!(sent, Ok(true)) {
-        debug!(?sent, "RabbitMQ did not get the ack of a task");
+        debug!(?sent, "RabbitMQ did not get the ack of a message");
     }
 }
 

@@ -36,7 +36,7 @@ impl Strays {
         if self.next_warning <= Instant::now() {
             self.next_warning = Instant::now() + WARNING_SPACING;
             warn!(
-                "a task is of another installation of Outhook, which uses the same queue: give one of them names of its \
+                "a message is of another installation of Outhook, which uses the same queue: give one of them names of its \
                  own (RABBITMQ_EXCHANGE, RABBITMQ_QUEUE) or a virtual host of its own"
             );
         }

@@ -49,7 +49,7 @@ pub(crate) enum ConsumeError {
     #[error("RabbitMQ ended the consumer: see that a relay runs, which declares the queue")]
     Ended,
     /// The queue has tasks, there is room for them, and none comes.
-    #[error("the consumer is deaf: RabbitMQ has {ready} tasks ready and hands out none; connecting anew")]
+    #[error("the consumer is deaf: RabbitMQ has {ready} messages ready and hands out none; connecting anew")]
     Deaf { ready: u32 },
 }
 
@@ -124,7 +124,7 @@ impl Subscription {
     /// The next task.
     pub(crate) async fn next(&mut self) -> Result<Delivery, ConsumeError> {
         let delivery = self.consumer.next().await.ok_or(ConsumeError::Ended)?;
-        let delivery = delivery.map_err(|error| BrokerError::Client("the next task", error))?;
+        let delivery = delivery.map_err(|error| BrokerError::Client("the next message", error))?;
         self.heard(&delivery, Instant::now());
         Ok(delivery)
     }
@@ -208,7 +208,7 @@ impl Subscription {
         match self.cancel().await {
             Ok(rest) => release_all(rest.into_iter().chain(waiting)).await,
             Err(error) => {
-                debug!(%error, "could not cancel the consumer; its tasks come back with the connection's end");
+                debug!(%error, "could not cancel the consumer; its messages come back with the connection's end");
             }
         }
     }

@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use tracing::error;
+
 /// What a failed statement means for whoever sent it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
@@ -37,6 +39,20 @@ impl Failure {
 pub fn is_of_one_row(error: &impl HasSqlState) -> bool {
     let classes = ["22", "23", "XX001", "XX002", "58030"];
     error.sql_state().is_some_and(|code| code != "2200H" && classes.iter().any(|class| code.starts_with(class)))
+}
+
+/// Says so if a change of state wrote another number of rows than it was given, which were there and locked. It is committed
+/// all the same: what is damaged must not stop the rest.
+pub(crate) fn check_rows(statement: &'static str, expected: usize, written: u64) {
+    if written != expected as u64 {
+        error!(
+            statement,
+            expected,
+            written,
+            "a statement wrote another number of rows than are there: see whether an index is damaged"
+        );
+        debug_assert!(false, "{statement} wrote {written} rows instead of {expected}");
+    }
 }
 
 /// An error of either driver.
