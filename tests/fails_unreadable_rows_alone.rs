@@ -78,7 +78,7 @@ async fn a_job_that_postgres_cannot_read_stops_nobody() {
     let delivered = "SELECT count(*) FROM webhook_jobs WHERE status = 'success'";
     wait_until("the others to be delivered", PATIENCE, async || stack.count(delivered).await == 19).await;
     assert_eq!(status_and_error(&stack, damaged).await.0, "pending");
-    assert!(stack.workers[0].log().contains("Postgres cannot read a job"), "nobody was told");
+    stack.workers[0].says("Postgres cannot read a job").await;
 
     let mend = format!(
         "UPDATE webhook_jobs SET payload = '{{}}' WHERE id = '{damaged}'; UPDATE outbox SET due_at = now(); SELECT outhook.wake()"

@@ -37,7 +37,7 @@ async fn messages_of_a_purged_queue_are_published_again() {
     .await;
     report(&format!("queue purged: {WEBHOOKS} messages there again after {:?}", purged.elapsed()));
     assert!(missing(&stack).await >= f64::from(WEBHOOKS));
-    assert!(stack.relays[0].log().contains("RabbitMQ has lost messages"), "{}", stack.relays[0].log());
+    stack.relays[0].says("RabbitMQ has lost messages").await;
     stack.start_worker().await;
     stack.finish().await;
 }

@@ -46,7 +46,7 @@ async fn one_that_lends_transactions_delivers_each_once() {
     // Few, so that every statement of a client may meet another's session.
     let pooler = Pooler::start(servers, PoolMode::Transaction, "default_pool_size = 3").await;
     let stack = stack("a_pooler_of_transactions", &pooler).await;
-    assert!(stack.apis[0].log().contains("a pooler that lends"), "{}", stack.apis[0].log());
+    stack.apis[0].says("a pooler that lends").await;
     post_and_deliver(&stack).await;
     stack.finish().await;
 }

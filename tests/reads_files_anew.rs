@@ -66,7 +66,7 @@ async fn a_token_is_changed_while_the_api_answers() {
     assert_eq!(status_with(&stack, TOKENS[1]).await, 404);
     let said = "SIGHUP: cannot read secrets and certificates anew; the old ones stay \
                 error=\"API_TOKEN cannot be used: it must have at least 16 bytes\"";
-    assert!(stack.apis[0].log().contains(said), "{}", stack.apis[0].log());
+    stack.apis[0].says(said).await;
     stack.finish().await;
 }
 
@@ -124,7 +124,7 @@ async fn authorities_and_a_client_certificate_are_changed_while_the_worker_deliv
     hang_up(&stack.workers[0], "failed").await;
     assert_eq!(deliver().await, ("success".to_owned(), String::new()));
     let said = "EGRESS_CLIENT_KEY_FILE cannot be used: it is not the key of the certificate";
-    assert!(stack.workers[0].log().contains(said), "{}", stack.workers[0].log());
+    stack.workers[0].says(said).await;
     stack.finish_unheard().await;
 }
 
@@ -149,7 +149,7 @@ async fn certificates_for_the_broker_are_changed_while_it_is_tried() {
         stack.spawn(program).await;
         let process = &mut stack.processes(program)[0];
         process.wait_for_word(word).await;
-        assert!(process.log().contains(&format!("not {word}")), "{}", process.log());
+        process.says(&format!("not {word}")).await;
     }
     write(&broker.authority);
     for program in [Program::Relay, Program::Worker] {

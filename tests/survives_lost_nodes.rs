@@ -197,8 +197,8 @@ async fn a_queue_whose_only_node_is_dead_is_made_anew_on_the_others() {
     stack.post("{}", "").await;
     stack.wait_for_deliveries(1).await;
     wait_for_members(&stack, 1.0).await;
-    let log = stack.relays[0].log();
-    assert!(log.contains("too few nodes") && log.contains(&cluster.nodes[1].rabbitmq_node), "{log}");
+    stack.relays[0].says("too few nodes").await;
+    stack.relays[0].says(&cluster.nodes[1].rabbitmq_node).await;
     let killed = Instant::now();
     cluster.nodes[0].kill(Server::RabbitMq).await;
     stack.post("{}", "").await;

@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use crate::servers::{SERVICE_TIMEOUT, workspace};
+use crate::wait::{PATIENCE, wait_until};
 
 /// The unit of the times in /proc on Linux, whatever the kernel's own is (`getconf CLK_TCK`).
 const TICKS_PER_SECOND: u32 = 100;
@@ -180,6 +181,11 @@ impl Process {
     #[must_use]
     pub fn log(&self) -> String {
         self.log.lines().join("\n")
+    }
+
+    /// Waits until it has logged this. A line is written by a thread of its own, and may come after what it tells of.
+    pub async fn says(&self, text: &str) {
+        wait_until(&format!("{} to say {text}", self.name), PATIENCE, async || self.log().contains(text)).await;
     }
 
     /// Waits until a line holds this word: `ready` is not in `already`.

@@ -70,7 +70,7 @@ pub fn start_logging(config: &LogConfig) {
 /// Leaves out what libraries say at length: which hosts they connect to, and the values that they send to Postgres.
 fn no_hosts() -> FilterFn {
     filter_fn(|event| {
-        let is_ours = ["outbox", "outhook_", "traces"].iter().any(|ours| event.target().starts_with(ours));
+        let is_ours = ["outbox", "outhook", "traces"].iter().any(|ours| event.target().starts_with(ours));
         is_ours || *event.level() <= Level::WARN
     })
 }
