@@ -5,6 +5,7 @@
 //! ([`outbox::service::database::SCHEMA_VERSION`]) and refuse to start on another.
 
 mod transaction;
+mod views;
 
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use tokio_postgres::{Client, Transaction};
 use tracing::{info, warn};
 
 use crate::transaction::Within;
+use crate::views::{ViewsInUse, lock_views};
 
 /// What each role may do: `roles.sql`, applied by [`grant_rights`].
 pub const ROLES: &str = include_str!("../roles.sql");
@@ -241,39 +243,6 @@ async fn applied(transaction: &Transaction<'_>) -> anyhow::Result<Option<(u32, S
     }
     let row = transaction.query_opt("SELECT version, api_hash FROM schema_version", &[]).await?;
     Ok(row.map(|row| (row.get::<_, i32>(0).cast_unsigned(), row.get(1))))
-}
-
-/// Locks the views, and so the tables beneath them, before anything of either is changed. In the order in which whoever reads
-/// a view locks them: a migration that had a table already when it came to the views would wait for a reader that waits for it.
-async fn lock_views(transaction: &Transaction<'_>) -> anyhow::Result<()> {
-    let limit = LOCK_TIMEOUT.as_millis();
-    let lock = format!(
-        "SET LOCAL statement_timeout = '{limit}ms';
-        DO $$
-        DECLARE views text := (SELECT string_agg(format('%I.%I', schemaname, viewname), ', ' ORDER BY viewname)
-                               FROM pg_views WHERE schemaname = 'outhook');
-        BEGIN
-            IF views IS NOT NULL THEN EXECUTE 'LOCK TABLE ' || views || ' IN ACCESS EXCLUSIVE MODE'; END IF;
-        END $$;
-        SET LOCAL statement_timeout = 0"
-    );
-    // All of them in the time of one: those that are locked already keep others waiting.
-    match transaction.batch_execute(&lock).await {
-        Err(error) if error.code() == Some(&SqlState::QUERY_CANCELED) => Err(ViewsInUse.into()),
-        locked => Ok(locked?),
-    }
-}
-
-/// Somebody reads a view, or uses a table beneath it, for longer than a migration waits.
-#[derive(Debug)]
-struct ViewsInUse;
-
-impl std::error::Error for ViewsInUse {}
-
-impl std::fmt::Display for ViewsInUse {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str("somebody uses the tables and views that are to be changed, and does not end")
-    }
 }
 
 fn is_locked(error: &anyhow::Error) -> bool {

@@ -9,10 +9,12 @@ mod line;
 mod received;
 mod routes;
 mod server;
+mod shared;
 mod verify;
 
 pub use behaviour::{Answer, Behaviour};
 pub use kept::{Counts, Limits, WaitTimedOut};
 pub use line::line;
 pub use received::{Received, Signature};
-pub use server::{Observer, Options, Receiver, StartError};
+pub use server::{Options, Receiver, StartError};
+pub use shared::Observer;

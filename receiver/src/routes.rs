@@ -12,7 +12,7 @@ use axum::routing::{any, get};
 use http_body_util::{BodyExt, Limited};
 use serde_json::{Value, json};
 
-use crate::server::Shared;
+use crate::shared::Shared;
 use crate::verify::verify;
 use crate::{Answer, Behaviour, Received};
 

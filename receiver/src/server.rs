@@ -18,12 +18,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 use tower::ServiceExt;
 
+use crate::Received;
 use crate::kept::{Counts, Kept, Limits, WaitTimedOut};
 use crate::routes::{ResetConnection, router};
-use crate::{Answer, Received};
-
-/// Called for each delivery when it has arrived, with the answer it is going to get.
-pub type Observer = Box<dyn Fn(&Received, &Answer) + Send + Sync>;
+use crate::shared::{Observer, Shared};
 
 /// How a receiver is set up.
 #[derive(Default)]
@@ -57,12 +55,6 @@ pub struct Receiver {
     address: SocketAddr,
     shared: Arc<Shared>,
     accepting: JoinHandle<()>,
-}
-
-pub(crate) struct Shared {
-    pub(crate) kept: Kept,
-    pub(crate) verifier: Option<Webhook>,
-    pub(crate) observer: Option<Observer>,
 }
 
 impl Receiver {
