@@ -14,9 +14,9 @@ struct Inner {
     ended: Instant,
 }
 
-/// How it stands.
+/// Why something may not move just now.
 #[derive(Clone, Debug)]
-pub struct UnclaimedJob {
+pub struct Excuse {
     /// What is broken, or else was last.
     pub name: String,
     /// Whether it still is.
@@ -60,15 +60,10 @@ impl Excuses {
         remove(&mut self.lock().brief, name);
     }
 
-    pub fn standing(&self) -> UnclaimedJob {
+    pub fn current(&self) -> Excuse {
         let inner = self.lock();
         let name = inner.active.last().unwrap_or(&inner.last).clone();
-        UnclaimedJob {
-            name,
-            is_active: !inner.active.is_empty(),
-            ended: inner.ended,
-            brief: inner.brief.last().cloned(),
-        }
+        Excuse { name, is_active: !inner.active.is_empty(), ended: inner.ended, brief: inner.brief.last().cloned() }
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::excuses::{Excuses, UnclaimedJob};
+use crate::excuses::{Excuse, Excuses};
 use crate::gate::Gate;
 
 /// Between two looks.
@@ -136,27 +136,24 @@ impl Watcher {
     }
 
     async fn look(&mut self) -> Result<(), sqlx::Error> {
-        let began = self.excuses.standing();
+        let began = self.excuses.current();
         let rows = sqlx::query(LOOK).fetch_all(&self.pool).await?;
         let lines: Vec<Line> = rows.iter().map(Line::from_row).collect();
-        let standing = self.excuses.standing();
+        let excuse = self.excuses.current();
         // What broke while it looked is as good as broken before.
-        let standing = UnclaimedJob {
-            is_active: standing.is_active || began.is_active,
-            brief: standing.brief.or(began.brief),
-            ..standing
-        };
+        let excuse =
+            Excuse { is_active: excuse.is_active || began.is_active, brief: excuse.brief.or(began.brief), ..excuse };
         let now = Instant::now();
         self.seen.looks += 1;
-        self.seen.quiet_looks += usize::from(!standing.is_active && now - standing.ended > STILL);
-        self.note(&lines, &standing, now);
+        self.seen.quiet_looks += usize::from(!excuse.is_active && now - excuse.ended > STILL);
+        self.note(&lines, &excuse, now);
         self.ask_for_locks(&lines, now).await?;
-        self.judge(&lines, &standing, now).await
+        self.judge(&lines, &excuse, now).await
     }
 
     /// Brings what is known up to date.
-    fn note(&mut self, lines: &[Line], standing: &UnclaimedJob, now: Instant) {
-        let stopped = if standing.brief.is_some() { now - self.looked } else { Duration::ZERO };
+    fn note(&mut self, lines: &[Line], excuse: &Excuse, now: Instant) {
+        let stopped = if excuse.brief.is_some() { now - self.looked } else { Duration::ZERO };
         self.looked = now;
         let present: HashSet<(String, String)> = lines.iter().map(key_of).collect();
         self.still.retain(|key, _| present.contains(key));
@@ -168,7 +165,7 @@ impl Watcher {
                 counted_for: HashSet::new(),
                 is_reported: false,
             });
-            let excused_until = if standing.is_active { now } else { standing.ended };
+            let excused_until = if excuse.is_active { now } else { excuse.ended };
             still.unexcused_since = (still.unexcused_since + stopped).min(now).max(excused_until);
             if line.reason == FIRST_HELD {
                 let gate = self.gates.iter().find(|gate| gate.destination() == line.destination);
@@ -219,7 +216,7 @@ impl Watcher {
         Ok(())
     }
 
-    async fn judge(&mut self, lines: &[Line], standing: &UnclaimedJob, now: Instant) -> Result<(), sqlx::Error> {
+    async fn judge(&mut self, lines: &[Line], excuse: &Excuse, now: Instant) -> Result<(), sqlx::Error> {
         for line in lines {
             let still = self.still.get_mut(&key_of(line)).expect("it was noted");
             if line.is_reason {
@@ -227,7 +224,7 @@ impl Watcher {
                 continue;
             }
             if now - still.unexcused_since <= STILL {
-                let excuse = standing.is_active.then_some(&standing.name).or(standing.brief.as_ref());
+                let excuse = excuse.is_active.then_some(&excuse.name).or(excuse.brief.as_ref());
                 if let Some(excuse) = excuse {
                     count(&mut self.seen, still, excuse, now);
                 }
@@ -240,7 +237,7 @@ impl Watcher {
                 continue;
             }
             still.is_reported = true;
-            let after = format!("{}, {:.1} s before", standing.name, (now - standing.ended).as_secs_f32());
+            let after = format!("{}, {:.1} s before", excuse.name, (now - excuse.ended).as_secs_f32());
             let rows = show(&self.pool, line).await?;
             let (reason, place) = (line.reason.clone(), line.place.clone());
             eprintln!("chaos: STANDS STILL: {reason}: {place} (after {after})");

@@ -86,13 +86,21 @@ impl Broker {
 
     /// Publishes a message by hand, as the relay would, and waits for the confirm.
     pub async fn publish(&self, body: &[u8]) {
+        let is_confirmed = self.try_publish(body).await.expect("published and confirmed");
+        assert!(is_confirmed, "the broker refused the message");
+    }
+
+    /// The same where the broker may be broken. Returns whether it took the message.
+    ///
+    /// # Errors
+    /// It did not say.
+    pub async fn try_publish(&self, body: &[u8]) -> Result<bool, lapin::Error> {
         let channel = self.channel().await;
-        channel.confirm_select(ConfirmSelectOptions::default()).await.expect("confirm mode");
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
         let (exchange, key) = (self.names.exchange.as_str().into(), self.names.routing_key.as_str().into());
         let properties = BasicProperties::default().with_delivery_mode(2);
         let confirm = channel.basic_publish(exchange, key, BasicPublishOptions::default(), body, properties).await;
-        let confirmed = confirm.expect("published").await.expect("confirmed");
-        assert!(confirmed.is_ack(), "the broker refused the message");
+        Ok(confirm?.await?.is_ack())
     }
 
     /// Whether a relay has declared the exchange.
