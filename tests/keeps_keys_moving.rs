@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use harness::{Mode, PATIENCE, Stack, TcpProxy, report, wait_for, wait_until};
+use harness::{Mode, PATIENCE, Servers, Stack, TcpProxy, report, wait_for, wait_until};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
@@ -223,4 +223,25 @@ async fn two_of_a_key_and_a_destination_do_not_wait_for_each_other() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_of_a_key_and_two_destinations_do_not_wait_for_each_other() {
     give_back_one_that_others_wait_for("two_of_a_key_and_two_destinations", false).await;
+}
+
+/// Lanes that wait for a broker give no turns; nothing of a turn needs one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn turns_are_given_while_the_broker_does_not_answer() {
+    let (broker, url) = TcpProxy::before(&Servers::shared().await.rabbitmq_url).await;
+    let stack =
+        Stack::builder("turns_without_a_broker").env("RABBITMQ_URL", &url).env("RELAY_LANES", "1").start().await;
+    broker.set(Mode::Stall);
+    stack.relays[0].says("not publishing").await;
+    let mut connection = stack.pool().acquire().await.expect("Postgres takes connections");
+    let accepted = enqueue(&mut connection, &stack.receiver_url(""), 20, 2).await;
+    drop(connection);
+    wait_until("every key's first webhook to be given its turn", HARDLY_LATER * 10, async || {
+        stack.count("SELECT count(*) FROM outbox WHERE turn").await == 20
+    })
+    .await;
+    broker.set(Mode::Forward);
+    stack.wait_until_drained(PATIENCE).await;
+    assert_order(&stack, &accepted).await;
+    stack.finish().await;
 }

@@ -127,7 +127,7 @@ impl Lane {
         }
         self.readiness.reached(Server::RabbitMq);
         let config = &self.config.publish;
-        self.turns.give(database).await?;
+        self.turns.give(&database.client, &database.statements).await?;
         let room = publisher.room(config.relay_batch_size.into(), config.relay_queue_limit).await?;
         if room == 0 {
             return Ok(Next::QueueFull);

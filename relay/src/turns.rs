@@ -1,14 +1,14 @@
-//! Gives turns to ordering keys, as part of a lane's batch: whoever waits for one waits for nothing else.
+//! Gives turns to ordering keys, as part of a lane's batch: whoever waits for one waits for nothing else. While all lanes
+//! wait for RabbitMQ, the upkeep gives them: that needs Postgres only.
 
 use std::time::Duration;
 
-use outbox::due::{self, ordering};
+use outbox::due::{self, Statements, ordering};
 use outbox::kill_point;
 use tokio::time::Instant;
-use tokio_postgres::Error;
+use tokio_postgres::{Client, Error};
 
 use crate::next::Next;
-use crate::publish_due::Database;
 use crate::scan_start::ScanStart;
 
 /// Lines gone through in one look, so that those who can be published do not wait for it.
@@ -48,6 +48,11 @@ impl Turns {
         self.keys.last().unwrap_or(0)
     }
 
+    /// Whether it is time to begin at the first line.
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
+        self.keys.is_due(now)
+    }
+
     /// What to do next, given what the outbox says.
     pub(crate) fn then(&mut self, next: due::Next) -> Next {
         self.to_give = next.turns_to_give;
@@ -62,16 +67,16 @@ impl Turns {
         }
     }
 
-    /// Gives what turns there are to give.
-    pub(crate) async fn give(&mut self, database: &Database) -> Result<(), Error> {
+    /// Gives what turns there are to give. Returns how many it gave.
+    pub(crate) async fn give(&mut self, client: &Client, statements: &Statements) -> Result<u64, Error> {
         let now = Instant::now();
         let is_time = self.to_give || self.next <= now;
         if !is_time || self.busy_until.is_some_and(|until| until > now) {
-            return Ok(());
+            return Ok(0);
         }
         self.next = now + SPACING;
         let from = self.keys.since(now).unwrap_or(0);
-        let given = ordering::give_turns(&database.client, &database.statements, from, KEYS).await?;
+        let given = ordering::give_turns(client, statements, from, KEYS).await?;
         if given.rows > 0 {
             kill_point!("relay.after_turns");
         }
@@ -86,7 +91,8 @@ impl Turns {
             _ if given.busy > 0 => Some(now + BUSY_WAIT),
             _ => Some(now + OTHERS_WAIT * self.in_vain.min(OTHERS_WAITS)),
         };
-        metrics::counter!("outhook_relay_turns_given_total").increment(given.rows.unsigned_abs().into());
-        Ok(())
+        let rows = given.rows.unsigned_abs().into();
+        metrics::counter!("outhook_relay_turns_given_total").increment(rows);
+        Ok(rows)
     }
 }

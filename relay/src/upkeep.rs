@@ -1,6 +1,6 @@
-//! What a relay does besides publishing: makes rows due again that somebody held, looks after destinations that are sick,
-//! finds what was committed long after it was due and what RabbitMQ has lost, and forgets what is over. All of it on a
-//! connection of its own, so that no look, however long, keeps anything from being published. Each is a bounded statement
+//! What a relay does besides publishing: makes rows due again that somebody held, gives turns that no lane gives, looks after
+//! destinations that are sick, finds what was committed long after it was due and what RabbitMQ has lost, and forgets what is
+//! over. All of it on a connection of its own, so that no look, however long, keeps anything from being published. Each is a bounded statement
 //! that waits for nobody; relays that do it side by side step over each other's rows.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,6 +22,7 @@ use crate::counts::Counts;
 use crate::missing::Missing;
 use crate::queue_length::QueueLength;
 use crate::scan_start::ScanStart;
+use crate::turns::Turns;
 use crate::wake::Waker;
 
 /// Between two rounds while there is something to tend, and while there was nothing for a while.
@@ -77,6 +78,7 @@ pub(crate) struct Upkeep {
     database: Option<(Client, Statements)>,
     checks: ScanStart<i64>,
     checked: Instant,
+    turns: Turns,
     hold: ScanStart<SystemTime>,
     late: ScanStart<()>,
     /// The destination that the last look at strays ended with.
@@ -97,6 +99,7 @@ impl Upkeep {
             database: None,
             checks: ScanStart::default(),
             checked: now,
+            turns: Turns::new(),
             hold: ScanStart::default(),
             late: ScanStart::default(),
             stray: String::new(),
@@ -140,12 +143,15 @@ impl Upkeep {
         };
         self.call(&client).await?;
         let began = Instant::now();
-        let work = work(&client, &statements, self.checks.last().unwrap_or(0)).await?;
+        let work = work(&client, &statements, self.checks.last().unwrap_or(0), self.turns.next_line()).await?;
         let cost = (began.elapsed() * COST).min(LONGEST_PAUSE);
         let mut moved = 0;
         if (work.checks || self.checks.is_due(began)) && self.checked <= began {
             self.checked = began + CHECK_SPACING;
             moved += self.make_due_again(&client).await?;
+        }
+        if work.turns || self.turns.is_due(began) {
+            moved += self.turns.give(&client, &statements).await?;
         }
         moved += self.look_after_destinations(&mut client, work).await?;
         self.find_latecomers(&client, &statements).await?;
@@ -160,7 +166,7 @@ impl Upkeep {
         }
         self.counts.rows(&client).await?;
         self.database = Some((client, statements));
-        let is_busy = work.sick || work.held || work.checks;
+        let is_busy = work.sick || work.held || work.checks || work.turns;
         Ok(cost.max(if is_busy { BUSY_SPACING } else { IDLE_SPACING }))
     }
 

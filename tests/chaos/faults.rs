@@ -1,6 +1,6 @@
 //! How each fault is injected. Each returns when it is over, and only if it really happened.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use harness::servers::Server as Service;
 use harness::tcp_proxy::Direction;
@@ -19,6 +19,13 @@ const KILL_POINT_LIMIT: Duration = Duration::from_secs(5);
 /// What RabbitMQ is given when it is short of memory, and what it has else (`scripts/servers`).
 const NO_MEMORY: &str = "1";
 const MEMORY: &str = "512MB";
+
+/// A queue that is well confirms so soon, and has a leader so soon; one that is not is deleted by then: two time-outs of a
+/// worker and some.
+const CONFIRM_LIMIT: Duration = Duration::from_secs(1);
+const ELECTION_LIMIT: Duration = Duration::from_secs(2);
+const BROKEN_QUEUE_LIMIT: Duration = Duration::from_secs(20);
+const BROKEN_QUEUE: &str = "RabbitMq back with a queue that takes nothing";
 
 pub async fn inject(arena: &mut Arena, step: &Step) {
     // How long nothing is broken; the load goes on.
@@ -125,13 +132,8 @@ async fn terminate_sessions(arena: &Arena, most: i64) {
 /// Messages that were published at any time: no broker makes one up, and one of a row that waits for its turn was never
 /// there.
 async fn repeat_messages(arena: &Arena, amount: u64) {
-    let published = "SELECT job_id, attempt, outbox_id FROM harness.publications ORDER BY random() LIMIT $1";
-    let published: Vec<(Uuid, i32, i64)> = sqlx::query_as(published)
-        .bind(i64::try_from(amount % 50 + 1).expect("it is small"))
-        .fetch_all(arena.stack.pool())
-        .await
-        .expect("publications can be read");
-    for (id, attempt, outbox_id) in published {
+    let most = i64::try_from(amount % 50 + 1).expect("it is small");
+    for (id, attempt, outbox_id) in publications(arena, most).await {
         for _ in 0..2 {
             // A broker that was killed just before may have come back with a queue that takes nothing.
             let repeated = arena.stack.broker.try_publish(&Task::new(id, attempt, outbox_id, None).encode()).await;
@@ -141,6 +143,13 @@ async fn repeat_messages(arena: &Arena, amount: u64) {
             }
         }
     }
+}
+
+/// Any of what was ever published: job, attempt and row.
+async fn publications(arena: &Arena, most: i64) -> Vec<(Uuid, i32, i64)> {
+    let published = "SELECT job_id, attempt, outbox_id FROM harness.publications ORDER BY random() LIMIT $1";
+    let published = sqlx::query_as(published).bind(most).fetch_all(arena.stack.pool()).await;
+    published.expect("publications can be read")
 }
 
 async fn poison(arena: &mut Arena) {
@@ -171,6 +180,23 @@ async fn restart_broker(arena: &mut Arena, fault: Fault) {
     arena.servers.start_again(Service::RabbitMq).await;
     arena.await_exchange().await;
     arena.stack.broker.listen_again(&arena.wire).await;
+    outlast_broken_queue(arena).await;
+}
+
+/// RabbitMQ 3.10 that was killed just after its queue was declared may come back with a queue that takes nothing, until a
+/// worker deletes it (decision 6). What a queue is that confirms nothing, only the one who publishes to it can tell.
+async fn outlast_broken_queue(arena: &mut Arena) {
+    let Some((id, attempt, outbox_id)) = publications(arena, 1).await.pop() else { return };
+    let task = Task::new(id, attempt, outbox_id, None).encode();
+    let broken = Instant::now();
+    wait_until("the queue to take messages again", BROKEN_QUEUE_LIMIT, async || {
+        matches!(timeout(CONFIRM_LIMIT, arena.stack.broker.try_publish(&task)).await, Ok(Ok(true)))
+    })
+    .await;
+    if broken.elapsed() > ELECTION_LIMIT {
+        eprintln!("chaos: RabbitMq came back with a queue that took nothing for {:?}", broken.elapsed());
+        *arena.injected.entry(BROKEN_QUEUE.to_owned()).or_default() += 1;
+    }
 }
 
 async fn crash_postgres(arena: &mut Arena) {

@@ -116,7 +116,7 @@ impl Service {
         rewind(&transaction, 10, Duration::from_secs(1), None).await?;
         give_turns(&transaction, &statements, 0, 10).await?;
         make_due_again(&transaction, 0, 10).await?;
-        work(&transaction, &statements, 0).await?;
+        work(&transaction, &statements, 0, 0).await?;
         transaction.rollback().await?;
         find_unclaimed(&self.client, 10, Duration::from_secs(1), None).await?;
         make_due(&self.client, &ids).await?;

@@ -90,7 +90,7 @@ impl Broker {
         assert!(is_confirmed, "the broker refused the message");
     }
 
-    /// The same where the broker may be broken. Returns whether it took the message.
+    /// The same where the broker may be broken. Returns whether it took the message; also what no queue takes is taken.
     ///
     /// # Errors
     /// It did not say.

@@ -16,20 +16,29 @@ pub struct Work {
     pub held: bool,
     /// Some row waits for somebody's lock to end.
     pub checks: bool,
+    /// Some ordering key may have a turn to give.
+    pub turns: bool,
     /// Some pause is over, or some destination may be forgotten.
     pub leftovers: bool,
 }
 
-/// Asks what there is to do; lines of `outbox_checks` count from `from_id` on.
+/// Asks what there is to do; lines of `outbox_checks` count from `from_check` on, those of `ordering_checks` from
+/// `from_key` on.
 ///
 /// # Errors
 /// The database cannot be asked.
-pub async fn work(client: &impl GenericClient, statements: &Statements, from_id: i64) -> Result<Work, Error> {
-    let row = client.query_one(&statements.what_to_do, &[&from_id]).await?;
+pub async fn work(
+    client: &impl GenericClient,
+    statements: &Statements,
+    from_check: i64,
+    from_key: i64,
+) -> Result<Work, Error> {
+    let row = client.query_one(&statements.what_to_do, &[&from_check, &from_key]).await?;
     Ok(Work {
         sick: row.get("sick"),
         held: row.get("held"),
         checks: row.get("checks"),
+        turns: row.get("turns"),
         leftovers: row.get("leftovers"),
     })
 }

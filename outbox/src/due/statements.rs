@@ -131,6 +131,7 @@ const WHAT_TO_DO: &str = "-- what_to_do
     SELECT EXISTS (SELECT FROM destinations WHERE state <> 'closed') AS sick,
            EXISTS (SELECT FROM outbox WHERE waits_for = 'destination') AS held,
            EXISTS (SELECT FROM outbox_checks WHERE id >= $1) AS checks,
+           EXISTS (SELECT FROM ordering_checks WHERE id >= $2) AS turns,
            EXISTS (SELECT FROM url_pauses WHERE until < now())
            OR EXISTS (SELECT FROM destinations WHERE state = 'closed' AND rate_limit IS NULL
                       AND changed_at < now() - interval '1 hour') AS leftovers";
