@@ -124,7 +124,7 @@ fn job(key: Option<&str>, signed_id: Option<&str>) -> NewJob {
     NewJob {
         id: Uuid::now_v7(),
         client_url: "http://example.com/".to_owned(),
-        destination: "http://example.com".to_owned(),
+        destination: "http://example.com".to_owned().into(),
         payload: "{}".to_owned(),
         headers: serde_json::Map::new(),
         deliver_at: None,

@@ -108,13 +108,6 @@ impl TargetError {
     }
 }
 
-/// The destination of a URL: what shares limits and a circuit breaker, as `scheme://host:port` without a
-/// default port.
-#[must_use]
-pub fn destination(url: &Url) -> String {
-    url.origin().ascii_serialization()
-}
-
 impl TargetPolicy {
     /// A policy that allows these networks besides the public ones.
     #[must_use]

@@ -4,9 +4,9 @@
 //! of them. So the relay reads ahead, without locking anything, and takes one row of each destination in turn.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::Arc;
 use std::time::Duration;
 
+use outbox::destination::Destination;
 use outbox::due::Position;
 use tokio::time::Instant;
 
@@ -31,9 +31,9 @@ pub(crate) const LATE_COMMIT: Duration = Duration::from_millis(250);
 
 #[derive(Debug, Default)]
 pub(crate) struct ScanWindow {
-    queues: HashMap<Arc<str>, VecDeque<i64>>,
+    queues: HashMap<Destination, VecDeque<i64>>,
     /// The destinations that have something here, whose turn is next in front.
-    turns: VecDeque<Arc<str>>,
+    turns: VecDeque<Destination>,
     known: HashSet<i64>,
     waiting: usize,
     /// Where the scan has come to.
@@ -90,7 +90,7 @@ impl ScanWindow {
     }
 
     /// Takes in what was read just now; fewer rows than `limit` are the last ones.
-    pub(crate) fn read(&mut self, page: Vec<(Position, String)>, limit: usize, now: Instant, took: Duration) {
+    pub(crate) fn read(&mut self, page: Vec<(Position, Destination)>, limit: usize, now: Instant, took: Duration) {
         self.took += if self.caught_up { Duration::ZERO } else { took };
         self.caught_up |= page.len() < limit;
         self.rest_until = self.caught_up.then(|| now + (took * REST).min(LONGEST_REST));
@@ -99,27 +99,25 @@ impl ScanWindow {
     }
 
     /// Takes in rows that were found otherwise.
-    pub(crate) fn add(&mut self, rows: Vec<(Position, String)>) {
+    pub(crate) fn add(&mut self, rows: Vec<(Position, Destination)>) {
         for ((_, id), destination) in rows {
-            self.push(id, &destination);
+            self.push(id, destination);
         }
     }
 
-    fn push(&mut self, id: i64, destination: &str) {
+    fn push(&mut self, id: i64, destination: Destination) {
         if self.known.contains(&id) {
             return;
         }
-        let waiting = self.queues.get(destination).map_or(0, VecDeque::len);
+        let waiting = self.queues.get(&destination).map_or(0, VecDeque::len);
         if waiting >= PER_DESTINATION || self.waiting >= CAPACITY {
             self.left_out = true;
             return;
         }
         if waiting == 0 {
-            let destination: Arc<str> = destination.into();
-            self.queues.insert(Arc::clone(&destination), VecDeque::new());
-            self.turns.push_back(destination);
+            self.turns.push_back(destination.clone());
         }
-        self.queues.get_mut(destination).expect("it was there or was just put there").push_back(id);
+        self.queues.entry(destination).or_default().push_back(id);
         self.known.insert(id);
         self.waiting += 1;
     }
@@ -151,9 +149,9 @@ mod tests {
 
     use super::*;
 
-    fn page(rows: impl IntoIterator<Item = (i64, &'static str)>) -> Vec<(Position, String)> {
+    fn page(rows: impl IntoIterator<Item = (i64, &'static str)>) -> Vec<(Position, Destination)> {
         let moment = |id: i64| SystemTime::UNIX_EPOCH + Duration::from_millis(id.unsigned_abs());
-        rows.into_iter().map(|(id, destination)| ((moment(id), id), destination.to_owned())).collect()
+        rows.into_iter().map(|(id, destination)| ((moment(id), id), destination.to_owned().into())).collect()
     }
 
     #[test]

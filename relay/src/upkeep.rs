@@ -6,6 +6,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use outbox::destination::Destination;
 use outbox::destination::hold::{free_strays, hold_due};
 use outbox::destination::release::release;
 use outbox::destination::upkeep::{Work, forget, work};
@@ -58,15 +59,15 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Rows that are due and that the lanes' own looks may have missed: those go on from where the last one ended.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Latecomers(Arc<Mutex<Vec<(Position, String)>>>);
+pub(crate) struct Latecomers(Arc<Mutex<Vec<(Position, Destination)>>>);
 
 impl Latecomers {
     /// Takes them; they are another lane's then no more.
-    pub(crate) fn take(&self) -> Vec<(Position, String)> {
+    pub(crate) fn take(&self) -> Vec<(Position, Destination)> {
         std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn put(&self, page: Vec<(Position, String)>) {
+    fn put(&self, page: Vec<(Position, Destination)>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = page;
     }
 }

@@ -8,6 +8,7 @@ use harness::Servers;
 use harness::database::{Database, service_pool};
 use harness::report;
 use outbox::broker::task::Task;
+use outbox::destination::Destination;
 use outbox::destination::breaker::{CoolDown, Finding};
 use outbox::destination::hold::{free_strays, hold_due, hold_published};
 use outbox::destination::limit::reserve_slots;
@@ -84,13 +85,13 @@ impl Service {
         let id = Uuid::now_v7();
         let key = NewKey {
             id,
-            destination: DESTINATION.to_owned(),
+            destination: DESTINATION.to_owned().into(),
             scheme: Scheme::V1,
             sealed: vec![0; 64],
             overlap: Duration::from_secs(1),
         };
         store::set(&self.own, &key).await?;
-        store::list(&self.own, DESTINATION).await?;
+        store::list(&self.own, &DESTINATION.to_owned().into()).await?;
         store::remove(&self.own, id).await?;
         Ok(())
     }
@@ -152,7 +153,7 @@ impl Service {
         let cool_down = CoolDown { base: second, max: second };
         hold_published(&self.own, messages).await?;
         // One that is not there and one that is.
-        let new = format!("http://{}.example", Uuid::new_v4());
+        let new: Destination = format!("http://{}.example", Uuid::new_v4()).into();
         for destination in [&new, &new] {
             report_finding(&self.own, destination, Finding::Slow { limit: 1 }, "slow", cool_down).await?;
             report_finding(&self.own, destination, Finding::Down { released: false }, "down", cool_down).await?;
@@ -161,7 +162,7 @@ impl Service {
         pause_url(&self.own, DESTINATION, second).await?;
         let ended = "DELETE FROM url_pauses";
         sqlx::query(ended).execute(&self.owner).await?;
-        reserve_slots(&self.own, "http://limited.example", 1).await?;
+        reserve_slots(&self.own, &"http://limited.example".to_owned().into(), 1).await?;
         Ok(())
     }
 }
@@ -187,7 +188,7 @@ fn job(key: &str) -> NewJob {
     NewJob {
         id: Uuid::now_v7(),
         client_url: "http://example.com/".to_owned(),
-        destination: DESTINATION.to_owned(),
+        destination: DESTINATION.to_owned().into(),
         payload: "{}".to_owned(),
         headers: serde_json::Map::new(),
         deliver_at: None,

@@ -117,7 +117,7 @@ impl Replay {
         let job = NewJob {
             id,
             client_url: "http://127.0.0.1/".to_owned(),
-            destination: DESTINATION.to_owned(),
+            destination: DESTINATION.to_owned().into(),
             payload: "{}".to_owned(),
             headers: serde_json::Map::new(),
             deliver_at: scheduled.then(|| outbox::service::clock::now() + LONG),

@@ -35,7 +35,8 @@ impl Replay {
 
     pub async fn report(&self, finding: Finding) {
         let cool_down = CoolDown { base: LONG, max: LONG };
-        store::report(&self.ground.services, DESTINATION, finding, "", cool_down).await.expect("it is stored");
+        let destination = DESTINATION.to_owned().into();
+        store::report(&self.ground.services, &destination, finding, "", cool_down).await.expect("it is stored");
     }
 
     pub async fn close_by_hand(&self) {

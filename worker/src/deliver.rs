@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use outbox::broker::task::Task;
+use outbox::destination::Destination;
 use outbox::destination::limit::{Slots, reserve_slots};
 use outbox::destination::pause::pause_url;
 use outbox::job::claim::{Claimed, recover_claim};
@@ -129,7 +130,7 @@ async fn still_ours(worker: &Worker, claim: &mut Claim, task: &Task) -> Option<(
 }
 
 /// Asks for the next slot of the destination's limit, if it has one.
-async fn reserve_slot(worker: &Worker, destination: &str) -> Result<Slots, sqlx::Error> {
+async fn reserve_slot(worker: &Worker, destination: &Destination) -> Result<Slots, sqlx::Error> {
     let _turn = worker.asking.acquire().await.expect("the semaphore is never closed");
     reserve_slots(&worker.pool, destination, 1).await
 }

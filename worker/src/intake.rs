@@ -12,9 +12,9 @@ mod progress;
 mod strangers;
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::Arc;
 
 use outbox::broker::task::Task;
+use outbox::destination::Destination;
 use tokio::time::Instant;
 
 use self::lane::Lane;
@@ -47,9 +47,9 @@ impl Bounds {
 
 pub(crate) struct Intake<Delivery> {
     bounds: Bounds,
-    lanes: HashMap<Arc<str>, Lane<Delivery>>,
+    lanes: HashMap<Destination, Lane<Delivery>>,
     /// The destinations of what waits, whose turn is next in front.
-    turns: VecDeque<Arc<str>>,
+    turns: VecDeque<Destination>,
     waiting: usize,
     /// Slots that are taken.
     under_way: usize,
@@ -104,7 +104,7 @@ impl<Delivery> Intake<Delivery> {
         let lane = self.lane(&received.task.destination);
         lane.limited = received.task.limited;
         lane.waiting.push_back((received, now));
-        let first = (lane.waiting.len() == 1).then(|| Arc::clone(&lane.destination));
+        let first = (lane.waiting.len() == 1).then(|| lane.destination.clone());
         self.waiting += 1;
         self.turns.extend(first);
     }
@@ -131,7 +131,7 @@ impl<Delivery> Intake<Delivery> {
         started
     }
 
-    fn start_one(&mut self, destination: &Arc<str>, now: Instant) -> Option<Received<Delivery>> {
+    fn start_one(&mut self, destination: &Destination, now: Instant) -> Option<Received<Delivery>> {
         let free = self.bounds.slots - self.under_way;
         let most = self.bounds.per_destination.min(free);
         let lane = self.lanes.get_mut(destination).expect("what waits has its lane");
@@ -156,11 +156,11 @@ impl<Delivery> Intake<Delivery> {
 
     /// How many slots of their limits the destinations of what waits need, of those that have not been asked for; they
     /// are taken as asked for from now on.
-    pub(crate) fn wanted_slots(&mut self, now: Instant) -> Vec<(Arc<str>, u32)> {
+    pub(crate) fn wanted_slots(&mut self, now: Instant) -> Vec<(Destination, u32)> {
         let mut wanted = Vec::new();
         for destination in &self.turns {
             let lane = self.lanes.get_mut(destination).expect("what waits has its lane");
-            wanted.extend(lane.ask_for_slots(now).map(|count| (Arc::clone(destination), count)));
+            wanted.extend(lane.ask_for_slots(now).map(|count| (destination.clone(), count)));
         }
         wanted
     }
@@ -251,13 +251,8 @@ impl<Delivery> Intake<Delivery> {
         self.lanes.values_mut().flat_map(|lane| lane.take_all_but(0)).collect()
     }
 
-    fn lane(&mut self, destination: &str) -> &mut Lane<Delivery> {
-        // Not `entry`: that would copy the name each time.
-        if !self.lanes.contains_key(destination) {
-            let destination: Arc<str> = destination.into();
-            self.lanes.insert(Arc::clone(&destination), Lane::new(destination));
-        }
-        self.lanes.get_mut(destination).expect("it was just put there")
+    fn lane(&mut self, destination: &Destination) -> &mut Lane<Delivery> {
+        self.lanes.entry(destination.clone()).or_insert_with(|| Lane::new(destination.clone()))
     }
 }
 

@@ -2,10 +2,10 @@
 
 use std::borrow::Cow;
 
+use outbox::destination::Destination;
 use outbox::job::claim::Claimed;
 use outbox::signing::key::SigningKey;
 use outbox::signing::sealed::{OpenError, Owner, SecretsConfig};
-use outbox::target::destination;
 use tracing::warn;
 use url::Url;
 
@@ -37,7 +37,9 @@ impl Keyring {
         }
         match job.destination_keys.as_deref() {
             None | Some([]) => Ok(self.default.as_ref().map(Cow::Borrowed)),
-            Some(sealed) => self.open("destination", Owner::Destination(&destination(url)), sealed).map(Some),
+            Some(sealed) => {
+                self.open("destination", Owner::Destination(Destination::of(url).as_str()), sealed).map(Some)
+            }
         }
     }
 

@@ -1,5 +1,6 @@
 //! Signing keys of destinations as they may be seen: no key, but for the public one of a pair.
 
+use outbox::destination::Destination;
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -8,7 +9,7 @@ use super::timestamp::Timestamp;
 /// A key was set.
 #[derive(Serialize)]
 pub(crate) struct SigningKeyReceipt {
-    pub destination: String,
+    pub destination: Destination,
     pub key_id: Uuid,
     pub public_key: Option<String>,
     pub scheme: &'static str,
@@ -24,7 +25,7 @@ pub(crate) struct SigningKeyRemoval {
 /// The keys of a destination, the newest first.
 #[derive(Serialize)]
 pub(crate) struct SigningKeyList {
-    pub destination: String,
+    pub destination: Destination,
     pub keys: Vec<SigningKeyDetails>,
 }
 

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{RawQuery, State};
+use outbox::destination::Destination;
 use outbox::signing::key::{Scheme, SigningKey};
 use outbox::signing::sealed::Owner;
 use outbox::signing::store::{self, NewKey, StoredKey};
-use outbox::target::destination;
 use secrecy::{ExposeSecret, SecretString};
 use tracing::{info, warn};
 use url::form_urlencoded;
@@ -54,23 +54,28 @@ fn overlap_in(written: &NewSigningKey) -> Result<Duration, ApiError> {
     Ok(Duration::from_secs(overlap_sec.transpose()?.unwrap_or(DEFAULT_OVERLAP_SEC).cast_unsigned()))
 }
 
-async fn known_or_stored(app: &App, destination: &str, key: &SigningKey, overlap: Duration) -> Result<Uuid, ApiError> {
+async fn known_or_stored(
+    app: &App,
+    destination: &Destination,
+    key: &SigningKey,
+    overlap: Duration,
+) -> Result<Uuid, ApiError> {
     let config = app.config();
     let secrets = config.secrets.key().ok_or(ApiError::NoSecretsKey)?;
     if let Some(id) = known(app, destination, key).await? {
         return Ok(id);
     }
-    let sealed = key.seal(secrets, Owner::Destination(destination));
-    let (id, destination, scheme) = (Uuid::now_v7(), destination.to_owned(), key.scheme());
+    let sealed = key.seal(secrets, Owner::Destination(destination.as_str()));
+    let (id, destination, scheme) = (Uuid::now_v7(), destination.clone(), key.scheme());
     store(app, NewKey { id, destination, scheme, sealed, overlap }).await
 }
 
 /// The key's id if it is the newest of its scheme already: a caller whose answer was lost asks again, and must not
 /// start a rotation from the key to itself.
-async fn known(app: &App, destination: &str, key: &SigningKey) -> Result<Option<Uuid>, ApiError> {
+async fn known(app: &App, destination: &Destination, key: &SigningKey) -> Result<Option<Uuid>, ApiError> {
     let stored = store::list(&app.postgres()?.pool, destination).await.map_err(|error| unanswered(&error))?;
     let open = |stored: &StoredKey| {
-        SigningKey::open(&app.config().secrets, Owner::Destination(destination), &stored.sealed).ok()
+        SigningKey::open(&app.config().secrets, Owner::Destination(destination.as_str()), &stored.sealed).ok()
     };
     let newest = stored.iter().find(|it| it.scheme == key.scheme().as_str() && it.expires_at.is_none());
     Ok(newest.filter(|it| open(it).is_some_and(|opened| opened.is_same_as(key))).map(|it| it.id))
@@ -120,19 +125,19 @@ pub(crate) async fn remove(
 }
 
 /// The destination of whichever of the two is there; a URL that may not be delivered to has none.
-fn destination_in(app: &App, client_url: Option<&str>, named: Option<&str>) -> Result<String, ApiError> {
+fn destination_in(app: &App, client_url: Option<&str>, named: Option<&str>) -> Result<Destination, ApiError> {
     let (field, url) = match (client_url, named) {
         (Some(url), None) => ("client_url", url),
         (None, Some(url)) => ("destination", url),
         _ => return Err(invalid("one of client_url and destination must be there, and not both")),
     };
     let checked = app.config().targets.check_url(url).map_err(|error| invalid(format!("{field}: {error}")))?;
-    Ok(destination(&checked))
+    Ok(Destination::of(&checked))
 }
 
 /// A key as it may be seen. One that the worker could not open either says why.
-fn shown(app: &App, destination: &str, key: StoredKey) -> SigningKeyDetails {
-    let opened = SigningKey::open(&app.config().secrets, Owner::Destination(destination), &key.sealed);
+fn shown(app: &App, destination: &Destination, key: StoredKey) -> SigningKeyDetails {
+    let opened = SigningKey::open(&app.config().secrets, Owner::Destination(destination.as_str()), &key.sealed);
     SigningKeyDetails {
         created_at: key.created_at.into(),
         expires_at: key.expires_at.map(Timestamp::from),

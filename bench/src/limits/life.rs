@@ -94,7 +94,7 @@ fn new_job() -> NewJob {
     NewJob {
         id: Uuid::now_v7(),
         client_url: "http://127.0.0.1:9080/hook".to_owned(),
-        destination: "http://127.0.0.1:9080".to_owned(),
+        destination: "http://127.0.0.1:9080".to_owned().into(),
         payload: payload(),
         headers: serde_json::Map::new(),
         deliver_at: None,

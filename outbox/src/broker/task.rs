@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::destination::Destination;
+
 /// Newest version of the task that this build writes.
 const VERSION: u8 = 1;
 
@@ -23,9 +25,9 @@ pub struct Task {
     /// The installation of Outhook that the job is of, if that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub installation: Option<Uuid>,
-    /// Where the job goes, as [`crate::target::destination`] has it; empty if that is not known.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub destination: String,
+    /// Where the job goes, if that is known.
+    #[serde(default, skip_serializing_if = "Destination::is_unknown")]
+    pub destination: Destination,
     /// Set free from a hold of its destination: it is not to be held again for what was known before.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub released: bool,
@@ -48,7 +50,7 @@ const fn is_zero(bytes: &u32) -> bool {
 impl Task {
     /// A task of this build's version.
     #[must_use]
-    pub const fn new(job_id: Uuid, attempt: i32, outbox_id: i64, traceparent: Option<String>) -> Self {
+    pub fn new(job_id: Uuid, attempt: i32, outbox_id: i64, traceparent: Option<String>) -> Self {
         Self {
             version: VERSION,
             job_id,
@@ -56,7 +58,7 @@ impl Task {
             outbox_id,
             traceparent,
             installation: None,
-            destination: String::new(),
+            destination: Destination::default(),
             released: false,
             limited: false,
             payload_bytes: 0,
@@ -65,7 +67,7 @@ impl Task {
 
     /// The same, and where its job goes.
     #[must_use]
-    pub fn to(self, destination: String, released: bool) -> Self {
+    pub fn to(self, destination: Destination, released: bool) -> Self {
         Self { destination, released, ..self }
     }
 
@@ -101,7 +103,7 @@ mod tests {
 
     #[test]
     fn says_where_it_goes_if_it_is_known() {
-        let task = Task::new(Uuid::from_u128(7), 2, 41, None).to("https://example.com".to_owned(), true);
+        let task = Task::new(Uuid::from_u128(7), 2, 41, None).to("https://example.com".to_owned().into(), true);
         let bytes = task.encode();
         assert!(String::from_utf8_lossy(&bytes).ends_with(r#","destination":"https://example.com","released":true}"#));
         assert_eq!(Task::decode(&bytes).expect("it was just encoded"), task);

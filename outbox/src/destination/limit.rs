@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::Destination;
 use super::store::seconds;
 use crate::service::database::{Pool, on_connection};
 
@@ -28,7 +29,7 @@ pub struct Slots {
 ///
 /// # Errors
 /// The database cannot be asked.
-pub async fn reserve_slots(pool: &Pool, destination: &str, wanted: u32) -> Result<Slots, sqlx::Error> {
+pub async fn reserve_slots(pool: &Pool, destination: &Destination, wanted: u32) -> Result<Slots, sqlx::Error> {
     let statement = sqlx::query!(
         r#"-- reserve_slots
         WITH known AS MATERIALIZED (
@@ -50,7 +51,7 @@ pub async fn reserve_slots(pool: &Pool, destination: &str, wanted: u32) -> Resul
         UNION ALL
         SELECT 0, 0, 0 FROM destinations
         WHERE destination = $1 AND rate_limit IS NOT NULL AND NOT EXISTS (SELECT FROM reserved)"#,
-        destination,
+        destination.as_str(),
         f64::from(wanted),
         SLOT_HORIZON,
         SLOT_MARGIN,

@@ -2,6 +2,7 @@
 
 use tokio_postgres::{Client, Error, GenericClient, Row};
 
+use super::Destination;
 use super::breaker::{Breaker, Change, Freed, Plan, State};
 use super::store::seconds;
 use crate::service::database::check_rows;
@@ -14,7 +15,7 @@ const FREED: usize = 2_000;
 
 /// A sick destination whose time to be looked at has come.
 struct Sick {
-    destination: String,
+    destination: Destination,
     breaker: Breaker,
     plan: Plan,
 }
@@ -28,7 +29,8 @@ impl Sick {
             changed_ago: seconds(row.get("changed_ago")),
             slowed_ago: row.get::<_, Option<f64>>("slowed_ago").map(seconds),
         };
-        Self { destination: row.get("destination"), plan: breaker.plan(row.get("rate_limit")), breaker }
+        let destination: String = row.get("destination");
+        Self { destination: destination.into(), plan: breaker.plan(row.get("rate_limit")), breaker }
     }
 }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use sqlx::{Acquire, PgConnection};
 
+use super::Destination;
 use super::breaker::{Breaker, Change, CoolDown, Finding, State};
 use crate::service::database::{Pool, on_connection};
 
@@ -14,7 +15,7 @@ use crate::service::database::{Pool, on_connection};
 /// The database cannot be asked.
 pub async fn report(
     pool: &Pool,
-    destination: &str,
+    destination: &Destination,
     finding: Finding,
     error: &str,
     cool_down: CoolDown,
@@ -38,13 +39,13 @@ pub async fn report(
     .await
 }
 
-async fn lock(connection: &mut PgConnection, destination: &str) -> Result<Option<Breaker>, sqlx::Error> {
+async fn lock(connection: &mut PgConnection, destination: &Destination) -> Result<Option<Breaker>, sqlx::Error> {
     let row = sqlx::query!(
         r#"-- lock_destination
         SELECT state, openings, release_limit, extract(epoch FROM now() - changed_at)::float8 AS "changed_ago!",
                extract(epoch FROM now() - slowed_at)::float8 AS slowed_ago
         FROM destinations WHERE destination = $1 FOR UPDATE SKIP LOCKED"#,
-        destination
+        destination.as_str()
     )
     .fetch_optional(connection)
     .await?;
@@ -64,7 +65,7 @@ pub(super) fn seconds(seconds: f64) -> Duration {
 
 async fn update(
     connection: &mut PgConnection,
-    destination: &str,
+    destination: &Destination,
     before: &Breaker,
     Change { breaker, look_in }: &Change,
     error: &str,
@@ -76,7 +77,7 @@ async fn update(
             changed_at = CASE WHEN state = $2 THEN changed_at ELSE now() END,
             slowed_at = now() - make_interval(secs => $6), error = $7
         WHERE destination = $1 AND state = $8",
-        destination,
+        destination.as_str(),
         breaker.state.as_str(),
         breaker.openings,
         breaker.release_limit,
@@ -92,7 +93,7 @@ async fn update(
 
 async fn insert(
     connection: &mut PgConnection,
-    destination: &str,
+    destination: &Destination,
     Change { breaker, look_in }: &Change,
     error: &str,
 ) -> Result<(), sqlx::Error> {
@@ -102,7 +103,7 @@ async fn insert(
         VALUES ($1, $2, $3, $4, now() + make_interval(secs => $5), now() - make_interval(secs => $6), $7)
         -- It is there, and somebody holds it; or another worker was faster.
         ON CONFLICT (destination) DO NOTHING",
-        destination,
+        destination.as_str(),
         breaker.state.as_str(),
         breaker.openings,
         breaker.release_limit,

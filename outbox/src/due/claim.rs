@@ -6,6 +6,7 @@ use tokio_postgres::{Error, GenericClient};
 
 use super::row::DueRow;
 use super::statements::Statements;
+use crate::destination::Destination;
 
 /// Locks up to `limit` rows that are due and that nobody holds, those longest due first; with `since`, only rows that
 /// became due then or later.
@@ -47,12 +48,15 @@ pub async fn scan_due(
     statements: &Statements,
     limit: i64,
     after: Option<Position>,
-) -> Result<Vec<(Position, String)>, Error> {
+) -> Result<Vec<(Position, Destination)>, Error> {
     let (due_at, id) = after.unzip();
     let rows = client.query(&statements.scan_due, &[&limit, &due_at, &id.unwrap_or(i64::MIN)]).await?;
     Ok(rows
         .iter()
-        .map(|row| ((row.get("due_at"), row.get("id")), row.try_get("destination").unwrap_or_default()))
+        .map(|row| {
+            let destination: String = row.try_get("destination").unwrap_or_default();
+            ((row.get("due_at"), row.get("id")), destination.into())
+        })
         .collect())
 }
 

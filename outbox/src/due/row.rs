@@ -28,9 +28,9 @@ impl DueRow {
     pub(super) fn from_row(row: &Row) -> Self {
         // What cannot be read is not known: one such row must not stop the others.
         let traceparent = row.try_get("traceparent").unwrap_or_default();
-        let destination = row.try_get("destination").unwrap_or_default();
+        let destination: String = row.try_get("destination").unwrap_or_default();
         let mut task = Task::new(row.get("job_id"), row.get("attempt"), row.get("id"), traceparent)
-            .to(destination, row.get("released"));
+            .to(destination.into(), row.get("released"));
         task.installation = row.get("installation");
         task.limited = row.get("limited");
         let payload_bytes: i32 = row.get("payload_bytes");

@@ -12,6 +12,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 pub use self::obstacle::{Obstacle, find_obstacle};
+use crate::destination::Destination;
 use crate::job::states::Status;
 use crate::kill_point_in;
 use crate::service::database::{Pool, on_connection};
@@ -23,8 +24,8 @@ pub struct NewJob {
     pub id: Uuid,
     /// Where to deliver.
     pub client_url: String,
-    /// The URL's [`crate::target::destination`].
-    pub destination: String,
+    /// The URL's.
+    pub destination: Destination,
     /// What to deliver, byte for byte; without U+0000.
     pub payload: String,
     /// Extra request headers.
@@ -126,7 +127,7 @@ async fn insert(connection: &mut PgConnection, jobs: &[NewJob]) -> Result<Vec<Uu
     let hashes: Vec<_> =
         jobs.iter().map(|job| job.idempotency.as_ref().map(|idempotency| &idempotency.body_hash[..])).collect();
     let traceparents = column(|job| job.traceparent.as_deref());
-    let destinations = column(|job| Some(&job.destination));
+    let destinations = column(|job| Some(job.destination.as_str()));
     let ordering_keys = column(|job| job.ordering_key.as_deref());
     let timeouts: Vec<_> = jobs.iter().map(|job| job.timeout_ms).collect();
     let payload_bytes: Vec<i32> = jobs.iter().map(|job| i32::try_from(job.payload.len()).unwrap_or(i32::MAX)).collect();

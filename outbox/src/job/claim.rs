@@ -15,10 +15,10 @@ use uuid::Uuid;
 
 use self::row::{Readable, Row};
 use crate::broker::task::Task;
+use crate::destination::Destination;
 use crate::kill_point_in;
 use crate::service::database::{Pool, is_of_one_row, on_connection};
 use crate::signing::store;
-use crate::target::destination;
 
 /// A job that this worker may attempt now, once.
 #[derive(Clone, Debug)]
@@ -170,7 +170,7 @@ pub async fn recover_claim(
 async fn add_destination_keys(connection: &mut PgConnection, rows: Vec<Row>) -> Result<Vec<Claimed>, sqlx::Error> {
     let mut claimed: Vec<Claimed> = rows.into_iter().map(Claimed::from).collect();
     let may_have_keys = |job: &&Claimed| job.destination_keys.is_some();
-    let destinations: Vec<String> = claimed.iter().filter(may_have_keys).filter_map(destination_of).collect();
+    let destinations: Vec<Destination> = claimed.iter().filter(may_have_keys).filter_map(destination_of).collect();
     if destinations.is_empty() {
         return Ok(claimed);
     }
@@ -182,12 +182,12 @@ async fn add_destination_keys(connection: &mut PgConnection, rows: Vec<Row>) -> 
         keys => keys?,
     };
     for job in claimed.iter_mut().filter(|job| job.destination_keys.is_some()) {
-        job.destination_keys = destination_of(job).and_then(|destination| keys.get(&destination).cloned());
+        job.destination_keys = destination_of(job).and_then(|destination| keys.get(destination.as_str()).cloned());
     }
     Ok(claimed)
 }
 
 /// `None` for a URL that will be refused: `outhook.enqueue` lets some of those through.
-fn destination_of(job: &Claimed) -> Option<String> {
-    Url::parse(&job.client_url).ok().map(|url| destination(&url))
+fn destination_of(job: &Claimed) -> Option<Destination> {
+    Url::parse(&job.client_url).ok().map(|url| Destination::of(&url))
 }

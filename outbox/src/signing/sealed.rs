@@ -67,7 +67,7 @@ impl std::fmt::Debug for SecretsKey {
 /// What a secret belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner<'a> {
-    /// A destination, as [`crate::target::destination`] writes it.
+    /// A destination, as [`crate::destination::Destination`] writes it.
     Destination(&'a str),
     /// A job.
     Job(Uuid),

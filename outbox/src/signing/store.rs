@@ -7,6 +7,7 @@ use sqlx::{Connection, PgConnection};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use crate::destination::Destination;
 use crate::service::database::{Pool, on_connection};
 use crate::signing::key::Scheme;
 
@@ -18,8 +19,8 @@ pub const MAX_KEYS: i64 = 5;
 pub struct NewKey {
     /// Its id, a UUID version 7.
     pub id: Uuid,
-    /// Whose deliveries it signs ([`crate::target::destination`]).
-    pub destination: String,
+    /// Whose deliveries it signs.
+    pub destination: Destination,
     /// How it signs.
     pub scheme: Scheme,
     /// The key, sealed for the destination.
@@ -58,7 +59,7 @@ pub async fn set(pool: &Pool, key: &NewKey) -> Result<bool, sqlx::Error> {
             SELECT count(*) AS "count!" FROM destination_keys
             WHERE destination = $1 AND (expires_at IS NULL OR expires_at > clock_timestamp())
               AND NOT (scheme = $2 AND $3)"#,
-            key.destination,
+            key.destination.as_str(),
             key.scheme.as_str(),
             key.overlap.is_zero(),
         )
@@ -78,7 +79,7 @@ pub async fn set(pool: &Pool, key: &NewKey) -> Result<bool, sqlx::Error> {
             )
             INSERT INTO destination_keys (id, destination, scheme, sealed) VALUES ($1, $2, $3, $4)",
             key.id,
-            key.destination,
+            key.destination.as_str(),
             key.scheme.as_str(),
             key.sealed,
             key.overlap.as_secs_f64(),
@@ -95,13 +96,13 @@ pub async fn set(pool: &Pool, key: &NewKey) -> Result<bool, sqlx::Error> {
 ///
 /// # Errors
 /// The database cannot be asked.
-pub async fn list(pool: &Pool, destination: &str) -> Result<Vec<StoredKey>, sqlx::Error> {
+pub async fn list(pool: &Pool, destination: &Destination) -> Result<Vec<StoredKey>, sqlx::Error> {
     let statement = sqlx::query_as!(
         StoredKey,
         "-- list_signing_keys
         SELECT id, scheme, created_at, expires_at, sealed FROM destination_keys
         WHERE destination = $1 ORDER BY created_at DESC, id DESC LIMIT 100",
-        destination
+        destination.as_str()
     );
     on_connection(pool, async |connection| statement.fetch_all(connection).await).await
 }
@@ -123,14 +124,15 @@ pub async fn remove(pool: &Pool, id: Uuid) -> Result<Option<String>, sqlx::Error
 /// The sealed keys that sign now, by destination, the newest first.
 pub(crate) async fn signing_now(
     connection: &mut PgConnection,
-    destinations: &[String],
+    destinations: &[Destination],
 ) -> Result<HashMap<String, Vec<Vec<u8>>>, sqlx::Error> {
+    let destinations: Vec<&str> = destinations.iter().map(Destination::as_str).collect();
     let rows = sqlx::query!(
         "-- signing_keys_of_destinations
         SELECT destination, sealed FROM destination_keys
         WHERE destination = ANY($1) AND (expires_at IS NULL OR expires_at > now())
         ORDER BY created_at DESC, id DESC",
-        destinations
+        &destinations as _
     )
     .fetch_all(connection)
     .await?;

@@ -1,6 +1,7 @@
 //! The lists that a URL is judged by, and every spelling that must not slip through them.
 
 use super::*;
+use crate::destination::Destination;
 
 #[test]
 fn public_targets_are_taken() {
@@ -20,10 +21,10 @@ fn public_targets_are_taken() {
 fn a_destination_is_the_same_in_every_spelling() {
     for url in ["https://example.com", "HTTPS://EXAMPLE.com:443/a?b", "https://ex%61mple.com/c"] {
         let url = TargetPolicy::default().check_url(url).expect(url);
-        assert_eq!(destination(&url), "https://example.com");
+        assert_eq!(Destination::of(&url).as_str(), "https://example.com");
     }
     let url = TargetPolicy::default().check_url("http://example.com:8080/").expect("it is public");
-    assert_eq!(destination(&url), "http://example.com:8080");
+    assert_eq!(Destination::of(&url).as_str(), "http://example.com:8080");
 }
 
 #[test]

@@ -1,11 +1,10 @@
 //! What is here of one destination, and what it has shown of itself.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::time::Duration;
 
-use outbox::destination::TICK;
 use outbox::destination::breaker::Finding as Report;
+use outbox::destination::{Destination, TICK};
 use tokio::time::Instant;
 
 use super::{Finding, Found, Received};
@@ -35,7 +34,7 @@ const ASK_SPACING: Duration = Duration::from_millis(100);
 
 /// What is here of one destination.
 pub(super) struct Lane<Delivery> {
-    pub destination: Arc<str>,
+    pub destination: Destination,
     /// Requests that were started and have not ended.
     pub under_way: usize,
     pub waiting: VecDeque<(Received<Delivery>, Instant)>,
@@ -53,7 +52,7 @@ pub(super) struct Lane<Delivery> {
 }
 
 impl<Delivery> Lane<Delivery> {
-    pub(super) const fn new(destination: Arc<str>) -> Self {
+    pub(super) const fn new(destination: Destination) -> Self {
         Self {
             destination,
             under_way: 0,
@@ -190,10 +189,10 @@ impl<Delivery> Lane<Delivery> {
         let kind = std::mem::discriminant(&report);
         // Without a name there is nothing to say it of.
         let was_said = self.reported.is_some_and(|(last, at)| last == kind && now - at < REPORT_SPACING);
-        if was_said || self.destination.is_empty() {
+        if was_said || self.destination.is_unknown() {
             return None;
         }
         self.reported = Some((kind, now));
-        Some((Arc::clone(&self.destination), report, error))
+        Some((self.destination.clone(), report, error))
     }
 }

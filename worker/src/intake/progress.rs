@@ -1,8 +1,7 @@
 //! What goes into the intake, what becomes of it, and what comes out of it.
 
-use std::sync::Arc;
-
 use outbox::broker::task::Task;
+use outbox::destination::Destination;
 use outbox::destination::breaker::Finding as Report;
 use tokio::time::Instant;
 
@@ -42,13 +41,13 @@ pub(crate) enum Progress {
     /// It is recorded, or will be without its slot: that is free.
     Recorded,
     /// When requests to a destination with a limit may go.
-    Slots { destination: Arc<str>, at: Vec<Instant> },
+    Slots { destination: Destination, at: Vec<Instant> },
 }
 
 /// The end of a request.
 #[derive(Debug)]
 pub(crate) struct Answered {
-    pub destination: Arc<str>,
+    pub destination: Destination,
     pub released: bool,
     pub ticket: Option<Ticket>,
     pub payload_bytes: u32,
@@ -59,13 +58,13 @@ pub(crate) struct Answered {
 impl Answered {
     /// The end of this task's attempt.
     pub(crate) fn new(task: &Task, ticket: Option<Ticket>, finding: Option<Finding>) -> Self {
-        let destination = task.destination.as_str().into();
+        let destination = task.destination.clone();
         Self { destination, released: task.released, ticket, payload_bytes: task.payload_bytes, finding }
     }
 }
 
 /// What all workers and relays should know of a destination, and what it was found by.
-pub(crate) type Found = (Arc<str>, Report, String);
+pub(crate) type Found = (Destination, Report, String);
 
 /// What must make way for others.
 pub(crate) struct MakesWay<Delivery> {

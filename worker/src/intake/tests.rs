@@ -18,7 +18,7 @@ fn intake() -> Intake<()> {
 fn received(destination: &str, released: bool) -> Received<()> {
     static ROWS: AtomicI64 = AtomicI64::new(1);
     let row = ROWS.fetch_add(1, Ordering::Relaxed);
-    let task = Task::new(Uuid::nil(), 0, row, None).to(destination.to_owned(), released);
+    let task = Task::new(Uuid::nil(), 0, row, None).to(destination.to_owned().into(), released);
     Received::new(task, ())
 }
 
@@ -41,7 +41,7 @@ fn acquainted(bounds: Bounds, destinations: &[&str]) -> (Intake<()>, Instant) {
 }
 
 fn start(intake: &mut Intake<()>) -> Vec<String> {
-    intake.start(100, Instant::now()).into_iter().map(|it| it.task.destination).collect()
+    intake.start(100, Instant::now()).into_iter().map(|it| it.task.destination.as_str().to_owned()).collect()
 }
 
 fn end(
@@ -51,7 +51,8 @@ fn end(
     finding: Option<Finding>,
     now: Instant,
 ) -> Option<Report> {
-    let answered = Answered { destination: destination.into(), released: false, ticket, payload_bytes: 0, finding };
+    let answered =
+        Answered { destination: destination.to_owned().into(), released: false, ticket, payload_bytes: 0, finding };
     let found = intake.note(Progress::Answered(answered), now);
     assert_eq!(intake.note(Progress::Recorded, now), None);
     found.map(|(_, report, _)| report)
@@ -65,7 +66,8 @@ fn finish(
     now: Instant,
 ) -> Option<Report> {
     let finding = Some(finding);
-    let answered = Answered { destination: destination.into(), released, ticket: None, payload_bytes: 0, finding };
+    let answered =
+        Answered { destination: destination.to_owned().into(), released, ticket: None, payload_bytes: 0, finding };
     let found = intake.note(Progress::Answered(answered), now);
     assert_eq!(intake.note(Progress::Recorded, now), None);
     found.map(|(_, report, _)| report)
@@ -185,7 +187,7 @@ fn strangers_that_hang_leave_slots_for_the_first_contact_and_for_those_known_to_
 
     // As long as many hang, few are let in at a time, and only those that were not put off.
     let put_off = way.crowded.into_iter().next().expect("some were");
-    let name = put_off.task.destination.clone();
+    let name = put_off.task.destination.as_str().to_owned();
     intake.push(put_off, later);
     for newcomer in 0..20 {
         push(&mut intake, &format!("newcomer {newcomer}"), 1, later);
@@ -202,7 +204,7 @@ fn strangers_that_hang_leave_slots_for_the_first_contact_and_for_those_known_to_
 }
 
 fn start_at(intake: &mut Intake<()>, now: Instant) -> Vec<String> {
-    intake.start(1_000, now).into_iter().map(|it| it.task.destination).collect()
+    intake.start(1_000, now).into_iter().map(|it| it.task.destination.as_str().to_owned()).collect()
 }
 
 #[test]
@@ -236,18 +238,18 @@ fn a_limited_destination_gets_what_it_has_slots_for_in_their_time() {
     };
     (0..3).for_each(|_| intake.push(limited(), now));
     assert_eq!(start_at(&mut intake, now), [""; 0]);
-    assert_eq!(intake.wanted_slots(now), [("a".into(), 3)]);
+    assert_eq!(intake.wanted_slots(now), [("a".to_owned().into(), 3)]);
     assert_eq!(intake.wanted_slots(now), [], "they were asked for");
     let second = Duration::from_secs(1);
     let at = vec![now, now + second, now + second * 2];
-    assert_eq!(intake.note(Progress::Slots { destination: "a".into(), at }, now), None);
+    assert_eq!(intake.note(Progress::Slots { destination: "a".to_owned().into(), at }, now), None);
     assert_eq!(start_at(&mut intake, now), ["a"]);
     assert_eq!(intake.next_slot(), Some(now + second));
     assert_eq!(start_at(&mut intake, now + second / 2), [""; 0]);
     // A slot that was missed is not made up for.
     assert_eq!(start_at(&mut intake, now + second * 2), ["a"]);
     assert_eq!(intake.waiting(), 1);
-    assert_eq!(intake.wanted_slots(now + second * 2), [("a".into(), 1)]);
+    assert_eq!(intake.wanted_slots(now + second * 2), [("a".to_owned().into(), 1)]);
     // More than a share does not wait here.
     (0..5).for_each(|_| intake.push(limited(), now));
     let way = intake.make_way(now);

@@ -2,9 +2,10 @@
 
 use std::ops::RangeInclusive;
 
+use outbox::destination::Destination;
 use outbox::signing::key::SigningKey;
+use outbox::target::TargetPolicy;
 use outbox::target::headers;
-use outbox::target::{TargetPolicy, destination};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
@@ -26,7 +27,7 @@ const MAX_DELAY: Duration = Duration::days(366);
 pub(super) struct CheckedWebhook {
     pub payload: String,
     pub client_url: String,
-    pub destination: String,
+    pub destination: Destination,
     pub headers: Map<String, Value>,
     pub deliver_at: Option<OffsetDateTime>,
     pub max_attempts: Option<i32>,
@@ -45,7 +46,7 @@ impl CheckedWebhook {
         })?;
         Ok(Self {
             payload: payload(written.payload)?,
-            destination: destination(&url),
+            destination: Destination::of(&url),
             client_url: url.into(),
             headers: written.headers.map(extra_headers).transpose()?.unwrap_or_default(),
             deliver_at: written.deliver_at.map(|value| deliver_at(value, now)).transpose()?.flatten(),
