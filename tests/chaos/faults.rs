@@ -20,11 +20,11 @@ const KILL_POINT_LIMIT: Duration = Duration::from_secs(5);
 const NO_MEMORY: &str = "1";
 const MEMORY: &str = "512MB";
 
-/// A queue that is well confirms so soon, and has a leader so soon; one that is not is deleted by then: two time-outs of a
-/// worker and some.
+/// A queue that is well confirms so soon, and has a leader so soon; one that is not is made anew by then: two time-outs of
+/// a worker, one of a relay, and some.
 const CONFIRM_LIMIT: Duration = Duration::from_secs(1);
 const ELECTION_LIMIT: Duration = Duration::from_secs(2);
-const BROKEN_QUEUE_LIMIT: Duration = Duration::from_secs(20);
+const BROKEN_QUEUE_LIMIT: Duration = Duration::from_secs(25);
 const BROKEN_QUEUE: &str = "RabbitMq back with a queue that takes nothing";
 
 pub async fn inject(arena: &mut Arena, step: &Step) {
