@@ -26,9 +26,9 @@ const IDLE_LIMIT: Duration = Duration::from_secs(5);
 const HEALTH_LIMIT: Duration = Duration::from_secs(1);
 
 /// Only the api, with a proxy before its database. Nobody listens to RabbitMQ.
-async fn api(test: &'static str) -> (Stack, TcpProxy) {
+async fn api() -> (Stack, TcpProxy) {
     let (proxy, _) = TcpProxy::before(&Servers::shared().await.database_url).await;
-    (Stack::builder(test).relays(0).workers(0).database_through(&proxy).start().await, proxy)
+    (Stack::builder().relays(0).workers(0).database_through(&proxy).start().await, proxy)
 }
 
 async fn post(stack: &Stack, key: &str) -> Response {
@@ -54,7 +54,7 @@ async fn jobs(stack: &Stack) -> i64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn postgres_is_gone_and_comes_back() {
-    let (stack, proxy) = api("postgres_is_gone").await;
+    let (stack, proxy) = api().await;
     assert_eq!(post(&stack, "before").await.status, 202);
 
     proxy.set(Mode::Reset);
@@ -70,8 +70,8 @@ async fn postgres_is_gone_and_comes_back() {
 }
 
 /// An api that is started anew while Postgres is away.
-async fn api_before_postgres(test: &'static str) -> (Stack, TcpProxy) {
-    let (mut stack, proxy) = api(test).await;
+async fn api_before_postgres() -> (Stack, TcpProxy) {
+    let (mut stack, proxy) = api().await;
     stack.apis.remove(0).terminate().await;
     proxy.set(Mode::Reset);
     stack.spawn(Program::Api).await;
@@ -81,7 +81,7 @@ async fn api_before_postgres(test: &'static str) -> (Stack, TcpProxy) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_api_that_starts_before_postgres_answers_meanwhile() {
-    let (stack, proxy) = api_before_postgres("an_api_that_starts_before_postgres").await;
+    let (stack, proxy) = api_before_postgres().await;
     assert_eq!(get(&stack, "/health").await.status, 200, "the process lives");
     assert_eq!(get(&stack, "/ready").await.status, 503);
     let id = Uuid::now_v7();
@@ -101,7 +101,7 @@ async fn an_api_that_starts_before_postgres_answers_meanwhile() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_that_is_stopped_before_postgres_is_there_was_never_ready() {
-    let (mut stack, _proxy) = api_before_postgres("a_service_that_is_stopped").await;
+    let (mut stack, _proxy) = api_before_postgres().await;
     for program in [Program::Relay, Program::Worker] {
         stack.spawn(program).await;
     }
@@ -115,9 +115,9 @@ async fn a_service_that_is_stopped_before_postgres_is_there_was_never_ready() {
 }
 
 /// One connection, on which the first job has prepared the statements: of the second, only one answer is lost.
-async fn api_with_one_connection(test: &'static str) -> (Stack, TcpProxy) {
+async fn api_with_one_connection() -> (Stack, TcpProxy) {
     let (proxy, _) = TcpProxy::before(&Servers::shared().await.database_url).await;
-    let api = Stack::builder(test).relays(0).workers(0).database_through(&proxy);
+    let api = Stack::builder().relays(0).workers(0).database_through(&proxy);
     let stack = api.env("ACCEPT_CONCURRENCY", "1").start().await;
     assert_eq!(post(&stack, "first").await.status, 202);
     (stack, proxy)
@@ -138,7 +138,7 @@ async fn lose_the_answer(stack: &Stack, proxy: &TcpProxy, holder: Transaction<'_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_answer_to_a_commit_is_lost() {
-    let (stack, proxy) = api_with_one_connection("an_answer_is_lost").await;
+    let (stack, proxy) = api_with_one_connection().await;
     let slow_commits = "
         CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS
             'BEGIN PERFORM pg_advisory_xact_lock_shared(1); RETURN NULL; END';
@@ -164,7 +164,7 @@ const IDLE: &str = "SELECT count(*) FROM pg_stat_activity
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_answer_to_an_insert_is_lost_and_its_key_is_soon_free() {
-    let (stack, proxy) = api_with_one_connection("an_inserts_answer_is_lost").await;
+    let (stack, proxy) = api_with_one_connection().await;
     let mut holder = stack.pool().begin().await.expect("a transaction");
     sqlx::query("LOCK TABLE webhook_jobs IN ACCESS EXCLUSIVE MODE").execute(&mut *holder).await.expect("the lock");
     let cut = async {
@@ -186,7 +186,7 @@ async fn the_answer_to_an_insert_is_lost_and_its_key_is_soon_free() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_connection_waits_for_a_lock() {
-    let (stack, _proxy) = api("every_connection_waits").await;
+    let (stack, _proxy) = api().await;
     let mut holder = stack.pool().begin().await.expect("a transaction");
     sqlx::query("LOCK TABLE webhook_jobs IN ACCESS EXCLUSIVE MODE").execute(&mut *holder).await.expect("the lock");
 
@@ -206,7 +206,7 @@ async fn every_connection_waits_for_a_lock() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn somebody_holds_one_key_and_the_others_pass() {
-    let (stack, _proxy) = api("somebody_holds_one_key").await;
+    let (stack, _proxy) = api().await;
     let mut holder = stack.pool().begin().await.expect("a transaction");
     let enqueue = "SELECT outhook.enqueue('http://example.com/', '{}', idempotency_key => 'held')";
     sqlx::query(enqueue).execute(&mut *holder).await.expect("it is enqueued");
@@ -229,7 +229,7 @@ async fn alter(stack: &Stack, statement: &'static str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_connection_is_left_and_the_answer_comes_within_two_seconds() {
     let role = "no_connection_is_left";
-    let stack = Stack::builder("no_connection_is_left").relays(0).workers(0).database_role(role).start().await;
+    let stack = Stack::builder().relays(0).workers(0).database_role(role).start().await;
     assert_eq!(post(&stack, "before").await.status, 202);
     alter(&stack, "ALTER ROLE no_connection_is_left CONNECTION LIMIT 0").await;
     let ended = "SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'no_connection_is_left'";

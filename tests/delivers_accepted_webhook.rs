@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_202_comes_after_both_rows() {
-    let mut stack = Stack::builder("a_202_comes_after_both_rows").relays(0).workers(0).start().await;
+    let mut stack = Stack::builder().relays(0).workers(0).start().await;
     let request = stack.client.request(body("{}", &stack.receiver_url(""), ""));
     let response = send(request).await.expect("the api answers");
 
@@ -47,7 +47,7 @@ async fn a_202_comes_after_both_rows() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_payload_arrives_byte_for_byte_and_signed() {
-    let stack = Stack::builder("every_payload_arrives").start().await;
+    let stack = Stack::start().await;
     let long = format!("[{}0]", "0, ".repeat(200_000));
     for payload in [
         r#""  plain text, \"quoted\" \u00e9 \ud83d\ude00 \/ \t\r\n ""#,
@@ -71,7 +71,7 @@ async fn every_payload_arrives_byte_for_byte_and_signed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_delivery_carries_its_headers() {
-    let stack = Stack::builder("a_delivery_carries_its_headers").start().await;
+    let stack = Stack::start().await;
     let fields = r#","headers":{"X-Tenant":"blue","Authorization":"Bearer theirs"}"#;
     let accepted = stack.client.post_with("{}", &stack.receiver_url("?mine=too"), fields).await;
     stack.wait_for_deliveries(1).await;
@@ -99,7 +99,7 @@ async fn a_delivery_carries_its_headers() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_delivery_is_part_of_the_callers_trace() {
     const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-    let stack = Stack::builder("a_delivery_is_part_of_a_trace").start().await;
+    let stack = Stack::start().await;
     let post = async |fields: &str, headers: &[(&str, &str)]| {
         let request = stack.client.request(body("{}", &stack.receiver_url(""), fields));
         let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
@@ -139,7 +139,7 @@ async fn a_delivery_is_part_of_the_callers_trace() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[expect(clippy::disallowed_methods, reason = "the caller's clock")]
 async fn a_webhook_waits_for_its_deliver_at() {
-    let stack = Stack::builder("a_webhook_waits_for_its_deliver_at").start().await;
+    let stack = Stack::start().await;
     let deliver_at = OffsetDateTime::now_utc() + Duration::from_secs(2);
     let fields = format!(r#","deliver_at":"{}""#, deliver_at.format(&Rfc3339).expect("a moment has a text"));
     stack.client.post_with("{}", &stack.receiver_url(""), &fields).await;
@@ -153,7 +153,7 @@ async fn a_webhook_waits_for_its_deliver_at() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_job_is_seen_over_http_and_in_psql() {
-    let stack = Stack::builder("a_job_is_seen").start().await;
+    let stack = Stack::start().await;
     let id = stack.post("{}", "?fail_times=1").await.job_id;
     stack.wait_until_drained(PATIENCE).await;
 

@@ -34,7 +34,7 @@ pub(crate) async fn assert_order(stack: &Stack, keys: &HashMap<String, Vec<Uuid>
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_retry_holds_the_next_ones_of_its_key_back_and_no_others() {
-    let stack = Stack::builder("a_retry_holds_the_next").start().await;
+    let stack = Stack::start().await;
     let url = stack.receiver_url("?fail_times=2");
     let mut ids = vec![stack.client.post_with("{}", &url, &key("a")).await.job_id];
     for _ in 0..5 {
@@ -52,7 +52,7 @@ async fn a_retry_holds_the_next_ones_of_its_key_back_and_no_others() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_ends_without_success_lets_the_next_one_go() {
-    let stack = Stack::builder("what_ends_lets_the_next_go").env("RETRY_SCHEDULE", "1h").start().await;
+    let stack = Stack::builder().env("RETRY_SCHEDULE", "1h").start().await;
     let gone = stack.client.post_with("{}", &stack.receiver_url("?status=410"), &key("k")).await.job_id;
     let retried = stack.client.post_with("{}", &stack.receiver_url("?status=500"), &key("k")).await.job_id;
     let last = stack.client.post_with("{}", &stack.receiver_url(""), &key("k")).await.job_id;
@@ -81,7 +81,7 @@ async fn what_ends_without_success_lets_the_next_one_go() {
 /// The same from SQL, where the order is that of the statements.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_from_sql_counts_as_well() {
-    let stack = Stack::builder("a_key_from_sql").start().await;
+    let stack = Stack::start().await;
     let enqueue = "SELECT array_agg(id) FROM (SELECT outhook.enqueue($1 || '?fail_times=' || (n % 3), '{}', ordering_key => 's') AS id
         FROM generate_series(1, 10) AS n) AS jobs";
     let ids: Vec<Uuid> =
@@ -95,7 +95,7 @@ async fn a_key_from_sql_counts_as_well() {
 async fn the_order_survives_kills_of_relays_and_workers() {
     const KEYS: usize = 8;
     const ROUNDS: usize = 32;
-    let mut stack = Stack::builder("the_order_survives_kills")
+    let mut stack = Stack::builder()
         .relays(2)
         .workers(2)
         .env("MAX_RETRIES", "20")

@@ -124,7 +124,7 @@ fn every_metric_that_is_watched_exists_and_every_other_is_on_the_dashboard() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn labels_that_are_asked_for_and_probes_are_there() {
-    let stack = Stack::builder("labels_that_are_asked_for").start().await;
+    let stack = Stack::start().await;
     stack.post("{}", "").await;
     let processes = [("api", &stack.apis[0]), ("relay", &stack.relays[0]), ("worker", &stack.workers[0])];
     let mut page = String::new();

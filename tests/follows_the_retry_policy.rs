@@ -18,7 +18,7 @@ async fn error(stack: &Stack, job_id: Uuid) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_schedule_takes_the_place_of_the_backoff() {
-    let stack = Stack::builder("a_schedule").worker_env("RETRY_SCHEDULE", "100ms,400ms").start().await;
+    let stack = Stack::builder().worker_env("RETRY_SCHEDULE", "100ms,400ms").start().await;
     let id = stack.post("{}", "?fail_times=3").await.job_id;
     stack.wait_until_drained(PATIENCE).await;
     let waits = waits(&stack, id).await;
@@ -32,7 +32,7 @@ async fn a_schedule_takes_the_place_of_the_backoff() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_job_has_a_time_limit_of_its_own() {
-    let stack = Stack::builder("a_time_limit_of_its_own").worker_env("HTTP_CLIENT_TIMEOUT_SEC", "1").start().await;
+    let stack = Stack::builder().worker_env("HTTP_CLIENT_TIMEOUT_SEC", "1").start().await;
     let url = stack.receiver_url("?delay_ms=1500");
     let fields = |ms: u32| format!(r#","timeout_ms":{ms},"max_attempts":1"#);
     let short = stack.client.post_with("{}", &url, &fields(200)).await.job_id;
@@ -49,7 +49,7 @@ async fn a_job_has_a_time_limit_of_its_own() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn statuses_that_are_final_are_configured_in_one_place() {
-    let stack = Stack::builder("statuses_that_are_final").worker_env("FINAL_STATUSES", "4xx,501").start().await;
+    let stack = Stack::builder().worker_env("FINAL_STATUSES", "4xx,501").start().await;
     let attempts_of = async |status: u16| {
         let url = stack.receiver_url(&format!("?status={status}"));
         let id = stack.client.post_with("{}", &url, r#","max_attempts":2"#).await.job_id;
@@ -66,7 +66,7 @@ async fn statuses_that_are_final_are_configured_in_one_place() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_retry_after_is_kept_within_bounds() {
     const MOST: Duration = Duration::from_secs(2);
-    let stack = Stack::builder("a_retry_after_within_bounds").worker_env("RETRY_AFTER_MAX_SEC", "2").start().await;
+    let stack = Stack::builder().worker_env("RETRY_AFTER_MAX_SEC", "2").start().await;
     let date = "Thu,%2001%20Jan%202026%2000:00:00%20GMT";
     for (asked, most) in
         [("1000000000", MOST), ("-5", Duration::ZERO), ("soon", Duration::ZERO), (date, Duration::ZERO)]

@@ -39,7 +39,7 @@ async fn answer(request: RequestBuilder) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bodies_about_webhooks() {
-    let stack = Stack::builder("bodies_about_webhooks").relays(0).workers(0).start().await;
+    let stack = Stack::builder().relays(0).workers(0).start().await;
     let post = || stack.client.request(body("{}", TARGET, r#","max_attempts":3"#)).header("Idempotency-Key", "a-key");
     let id = send(post()).await.expect("the api answers").job_id();
     assert_eq!(
@@ -119,7 +119,7 @@ fn joined(lines: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_job_in_all_its_parts() {
-    let stack = Stack::builder("a_job_in_all_its_parts").start().await;
+    let stack = Stack::start().await;
     let url = stack.receiver_url("?status=503&retry_after=3600");
     let id = stack.client.post_with("{}", &url, r#","max_attempts":3,"ordering_key":"a-key""#).await.job_id;
     let waiting = "SELECT count(*) FROM webhook_jobs WHERE status = 'pending' AND error <> ''";
@@ -144,7 +144,7 @@ async fn a_job_in_all_its_parts() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bodies_about_signing_keys() {
-    let stack = stack("bodies_about_signing_keys").relays(0).workers(0).start().await;
+    let stack = stack().relays(0).workers(0).start().await;
     let put = async |scheme: &str, secret: &str| {
         let body = json!({ "client_url": TARGET, "scheme": scheme, "secret": secret });
         stack.client.put_key(&body).await.body
@@ -187,7 +187,7 @@ async fn bodies_about_signing_keys() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bodies_of_probes() {
-    let stack = Stack::builder("bodies_of_probes").relays(0).workers(0).start().await;
+    let stack = Stack::builder().relays(0).workers(0).start().await;
     assert_eq!(answer(stack.client.get("/health")).await, r#"{"status":"ok"}"#);
     assert_eq!(answer(stack.client.get("/ready")).await, r#"{"postgres":"ok","status":"ok"}"#);
     let rename = "ALTER TABLE outbox RENAME TO nothing";

@@ -23,7 +23,7 @@ async fn limit(stack: &Stack, per_second: Option<i32>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_limit_that_is_lifted_frees_what_it_held() {
-    let stack = Stack::builder("a_limit_that_is_lifted").start().await;
+    let stack = Stack::start().await;
     limit(&stack, Some(5)).await;
     stack.enqueue(&stack.receiver_url(""), "{}", 200).await;
     wait_until("some to be delivered", PATIENCE, async || stack.count(DELIVERED).await >= 10).await;
@@ -42,7 +42,7 @@ async fn a_limit_that_is_lifted_frees_what_it_held() {
 async fn a_limit_is_kept_when_a_worker_comes_back() {
     const LIMIT: usize = 10;
     const WEBHOOKS: i32 = 120;
-    let mut stack = Stack::builder("a_limit_is_kept").workers(0).start().await;
+    let mut stack = Stack::builder().workers(0).start().await;
     limit(&stack, Some(10)).await;
     stack.enqueue(&stack.receiver_url(""), "{}", WEBHOOKS).await;
     // As long as the worker is away: what a relay publishes meanwhile is its own affair.
@@ -79,7 +79,7 @@ fn assert_kept_since(stack: &Stack, since: OffsetDateTime, limit: usize, case: &
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_limit_binds_what_was_published_before_it() {
     const WEBHOOKS: i64 = 40;
-    let stack = Stack::builder("a_limit_binds").start().await;
+    let stack = Stack::start().await;
     stack.workers[0].signal(Signal::STOP);
     stack.enqueue(&stack.receiver_url(""), "{}", 40).await;
     let published = "SELECT count(*) FROM outbox WHERE published_at IS NOT NULL";
@@ -94,7 +94,7 @@ async fn a_limit_binds_what_was_published_before_it() {
 /// A worker that claimed many and stood still before their requests left: what came meanwhile binds them too.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_limit_binds_what_was_claimed_before_it() {
-    let mut stack = Stack::builder("a_limit_binds_claims").workers(0).start().await;
+    let mut stack = Stack::builder().workers(0).start().await;
     let worker = claim_and_stand_still(&mut stack).await;
     limit(&stack, Some(10)).await;
     sleep(STANDSTILL).await;
@@ -132,7 +132,7 @@ async fn claim_and_stand_still(stack: &mut Stack) -> Process {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_limit_that_is_not_reached_delays_nothing() {
-    let stack = Stack::builder("a_limit_that_is_not_reached").start().await;
+    let stack = Stack::start().await;
     limit(&stack, Some(100)).await;
     let taken = one_at_a_time(&stack, 8, Duration::from_millis(1_300)).await;
     assert!(median(&taken) < AT_ONCE, "{taken:?}");

@@ -34,7 +34,7 @@ fn assert_pauses_kept(stack: &Stack, path: &str, pause: Duration) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pause_of_one_url_holds_no_other_of_its_host() {
-    let stack = Stack::builder("a_pause_of_one_url").start().await;
+    let stack = Stack::start().await;
     stack.client.post("{}", &stack.receiver.url("/strict?status=429&retry_after=3600")).await;
     wait_until("the pause to be asked for", PATIENCE, async || {
         stack.count("SELECT count(*) FROM webhook_attempts WHERE retry_at > now() + interval '59 minutes'").await == 1
@@ -59,8 +59,7 @@ async fn a_pause_of_one_url_holds_no_other_of_its_host() {
 async fn a_pause_binds_what_lies_in_the_queue() {
     const PAUSE: Duration = Duration::from_secs(8);
     const WEBHOOKS: i64 = 21;
-    let mut stack =
-        Stack::builder("a_pause_binds_what_lies_in_the_queue").workers(0).env("WORKER_CONCURRENCY", "2").start().await;
+    let mut stack = Stack::builder().workers(0).env("WORKER_CONCURRENCY", "2").start().await;
     stack.post("{}", "?fail_times=1&status=429&retry_after=8&delay_ms=500").await;
     for number in 1..WEBHOOKS {
         stack.post("{}", &format!("?number={number}&delay_ms=500")).await;
@@ -80,7 +79,7 @@ async fn a_pause_binds_what_lies_in_the_queue() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_breaker_that_opens_does_not_cut_a_pause_short() {
     const PAUSE: Duration = Duration::from_secs(12);
-    let stack = Stack::builder("a_breaker_does_not_cut_a_pause")
+    let stack = Stack::builder()
         .worker_env("BREAKER_FAILURES", "3")
         .worker_env("BREAKER_COOLDOWN_SEC", "2")
         .worker_env("BREAKER_COOLDOWN_MAX_SEC", "2")
@@ -104,7 +103,7 @@ async fn a_breaker_that_opens_does_not_cut_a_pause_short() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_probe_that_is_told_to_wait_is_heard() {
     const PAUSE: Duration = Duration::from_secs(5);
-    let stack = Stack::builder("a_probe_that_is_told_to_wait")
+    let stack = Stack::builder()
         .worker_env("BREAKER_FAILURES", "3")
         .worker_env("BREAKER_COOLDOWN_SEC", "2")
         .worker_env("BREAKER_COOLDOWN_MAX_SEC", "2")
@@ -126,11 +125,8 @@ async fn a_probe_that_is_told_to_wait_is_heard() {
 /// A job keeps to its schedule although its queue was lost and its destination slowed down while it was attempted.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_schedule_is_kept_over_a_lost_queue_and_a_slow_destination() {
-    let stack = Stack::builder("a_schedule_is_kept")
-        .worker_env("RETRY_SCHEDULE", "5m")
-        .worker_env("HTTP_CLIENT_TIMEOUT_SEC", "20")
-        .start()
-        .await;
+    let stack =
+        Stack::builder().worker_env("RETRY_SCHEDULE", "5m").worker_env("HTTP_CLIENT_TIMEOUT_SEC", "20").start().await;
     let slow = stack.post("{}", "?status=500&delay_ms=6000").await.job_id;
     stack.wait_for_deliveries(1).await;
     stack.client.post("{}", &stack.receiver.url("/strict?status=429&retry_after=8")).await;

@@ -75,8 +75,8 @@ enum End {
 }
 
 /// Somebody cancels one of 30 whose messages wait in the queue, and goes for lunch.
-async fn cancel_and_leave_open(test: &'static str, end: End) {
-    let mut stack = Stack::builder(test).workers(0).start().await;
+async fn cancel_and_leave_open(end: End) {
+    let mut stack = Stack::builder().workers(0).start().await;
     let cancelled = publish(&stack, 30).await[7];
     let transaction = open(&stack, &format!("SELECT outhook.cancel('{cancelled}')")).await;
     stack.start_worker().await;
@@ -98,19 +98,19 @@ async fn cancel_and_leave_open(test: &'static str, end: End) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_open_cancel_that_is_rolled_back_stops_nobody() {
-    cancel_and_leave_open("an_open_cancel_rolled_back", End::Rollback).await;
+    cancel_and_leave_open(End::Rollback).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_open_cancel_that_is_committed_stops_nobody() {
-    cancel_and_leave_open("an_open_cancel_committed", End::Commit).await;
+    cancel_and_leave_open(End::Commit).await;
 }
 
 /// More than a worker takes from the queue ahead, so that it cannot just keep them at hand; and for so long that
 /// asking for their messages again and again would make them dead letters, which the end of the test looks for.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_open_cancel_of_more_than_a_worker_holds_stops_nobody() {
-    let mut stack = Stack::builder("an_open_cancel_of_many").workers(0).env("WORKER_CONCURRENCY", "16").start().await;
+    let mut stack = Stack::builder().workers(0).env("WORKER_CONCURRENCY", "16").start().await;
     let cancelled = publish(&stack, 100).await;
     let transaction = open(&stack, "SELECT outhook.cancel(id) FROM webhook_jobs").await;
     let opened = Instant::now();
@@ -126,8 +126,8 @@ async fn an_open_cancel_of_more_than_a_worker_holds_stops_nobody() {
 
 /// Holds rows of three webhooks while they are under way, until their leases are over, and insists that nobody
 /// else notices and that nothing comes of it.
-async fn hold_what_is_under_way(test: &'static str, rows: &str) {
-    let stack = Stack::builder(test).env("HTTP_CLIENT_TIMEOUT_SEC", "2").start().await;
+async fn hold_what_is_under_way(rows: &str) {
+    let stack = Stack::builder().env("HTTP_CLIENT_TIMEOUT_SEC", "2").start().await;
     let held = post(&stack, 3, "?delay_ms=1500").await;
     stack.wait_for_deliveries(3).await;
     let transaction = open(&stack, rows).await;
@@ -148,20 +148,20 @@ async fn hold_what_is_under_way(test: &'static str, rows: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn locked_jobs_under_way_stop_nobody() {
     let rows = "SELECT 1 FROM webhook_jobs WHERE status = 'processing' FOR UPDATE";
-    hold_what_is_under_way("locked_jobs_under_way", rows).await;
+    hold_what_is_under_way(rows).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn locked_outbox_rows_of_what_is_under_way_stop_nobody() {
     let rows = "SELECT 1 FROM outbox FOR UPDATE";
-    hold_what_is_under_way("locked_outbox_rows", rows).await;
+    hold_what_is_under_way(rows).await;
 }
 
 /// What waits for its record only, after its answer, takes no slot from those that could be posted.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn twice_as_many_locked_jobs_as_there_are_slots_stop_nobody() {
     const SLOTS: usize = 4;
-    let stack = Stack::builder("more_locked_jobs_than_slots")
+    let stack = Stack::builder()
         .env("WORKER_CONCURRENCY", &SLOTS.to_string())
         .env("HTTP_CLIENT_TIMEOUT_SEC", "2")
         .start()
@@ -196,7 +196,7 @@ async fn twice_as_many_locked_jobs_as_there_are_slots_stop_nobody() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_locked_table_stops_nobody_any_longer_than_it_is_locked() {
     const WEBHOOKS: usize = 100;
-    let stack = Stack::builder("a_locked_table").start().await;
+    let stack = Stack::start().await;
     post(&stack, WEBHOOKS, "?delay_ms=300").await;
     let transaction = open(&stack, "LOCK TABLE webhook_jobs").await;
     sleep(Duration::from_secs(3)).await;
@@ -208,8 +208,8 @@ async fn a_locked_table_stops_nobody_any_longer_than_it_is_locked() {
 }
 
 /// Holds the row of a destination that is not well, and insists that other destinations get theirs at once.
-async fn hold_a_destination(test: &'static str, state: &str, failing: &str) {
-    let stack = Stack::builder(test).env("MAX_RETRIES", "100").worker_env("BREAKER_FAILURES", "3").start().await;
+async fn hold_a_destination(state: &str, failing: &str) {
+    let stack = Stack::builder().env("MAX_RETRIES", "100").worker_env("BREAKER_FAILURES", "3").start().await;
     let (sick, url) = TcpProxy::before(&stack.receiver_url("")).await;
     for _ in 0..3 {
         stack.client.post("{}", &format!("{url}{failing}")).await;
@@ -240,10 +240,10 @@ async fn hold_a_destination(test: &'static str, state: &str, failing: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_locked_destination_whose_breaker_is_open_stops_nobody() {
-    hold_a_destination("a_locked_open_destination", "open", "?fail_times=1").await;
+    hold_a_destination("open", "?fail_times=1").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_locked_destination_that_is_metered_stops_nobody() {
-    hold_a_destination("a_locked_metered_destination", "metered", "?status=429&retry_after=1&fail_times=1").await;
+    hold_a_destination("metered", "?status=429&retry_after=1&fail_times=1").await;
 }

@@ -48,7 +48,7 @@ async fn ready(stack: &Stack) -> Response {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_more_connections_wait_for_a_standby_than_there_are_for_it() {
     let postgres = Servers::private_only(Server::Postgres).await;
-    let builder = Stack::builder("waits_for_a_standby").relays(0).workers(0);
+    let builder = Stack::builder().relays(0).workers(0);
     let mut stack = builder.start_between(&postgres, Servers::shared().await).await;
     let mut jobs = Vec::new();
     for number in 0..ROUNDS {
@@ -89,7 +89,7 @@ async fn no_more_connections_wait_for_a_standby_than_there_are_for_it() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn deliveries_go_on_when_the_standby_is_back() {
     let postgres = Servers::private_only(Server::Postgres).await;
-    let builder = Stack::builder("the_standby_is_back").workers(0);
+    let builder = Stack::builder().workers(0);
     let mut stack = builder.start_between(&postgres, Servers::shared().await).await;
     for _ in 0..4 {
         stack.post("{}", "").await;

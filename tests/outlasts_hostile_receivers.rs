@@ -49,7 +49,7 @@ async fn redirect_to(url: &str, status: u16) -> RawServer {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answers_that_end_badly_or_not_at_all() {
-    let stack = stack("answers_that_end_badly").await;
+    let stack = stack().await;
     let timed_out = failed("no answer within 4 s");
     let case = |name, server, expected| Case { name, server, expected };
     let cases = [
@@ -108,7 +108,7 @@ async fn answers_that_end_badly_or_not_at_all() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answers_that_lead_elsewhere_or_are_none() {
-    let stack = stack("answers_that_are_none").await;
+    let stack = stack().await;
     let elsewhere = RawServer::answering("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
     let case = |name, server, expected| Case { name, server, expected };
     let many = format!("HTTP/1.1 200 OK\r\n{}\r\n", "X-A: 1\r\n".repeat(10_000));
@@ -149,7 +149,7 @@ fn gzip_bomb(bytes: usize) -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bodies_without_end_bombs_and_bytes_that_are_no_text() {
-    let stack = stack("bodies_without_end").await;
+    let stack = stack().await;
     let endless = |head: &'static [u8], piece: Vec<u8>| {
         let piece: Arc<[u8]> = piece.into();
         RawServer::start(move |mut connection| {
@@ -215,7 +215,7 @@ async fn full_listener() -> Option<(tokio::net::TcpListener, Vec<TcpStream>)> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn receivers_that_are_not_there_or_do_not_read() {
-    let stack = stack("receivers_that_are_not_there").await;
+    let stack = stack().await;
     let full = full_listener().await;
     let deaf = RawServer::start(stay).await;
     let nobody = RawServer::answering("").await.address();
@@ -249,7 +249,7 @@ async fn certificates_that_are_not_the_receivers() {
     let (trusted, other) = (Authority::new(), Authority::new());
     let file = NamedTempFile::new().expect("there is room for temporary files");
     std::fs::write(file.path(), trusted.pem()).expect("there is room for it");
-    let stack = Stack::builder("certificates_that_are_not")
+    let stack = Stack::builder()
         .env("HTTP_CLIENT_TIMEOUT_SEC", &TIMEOUT.as_secs().to_string())
         .worker_env("EGRESS_CA_FILE", file.path().to_str().expect("the path is text"))
         .start()
@@ -303,7 +303,7 @@ async fn an_answer_that_comes_before_the_request_is_out() {
     const WEBHOOKS: usize = 20;
     // Whoever answers and resets between a look for the answer and a write is not heard.
     const HEARD: usize = 17;
-    let stack = stack("answers_early").await;
+    let stack = stack().await;
     let hasty = RawServer::start(|mut connection| async move {
         let _ = connection.stream.read(&mut [0; 4_096]).await?;
         connection.stream.write_all(b"HTTP/1.1 429 No\r\nRetry-After: 77\r\nContent-Length: 0\r\n\r\n").await

@@ -36,7 +36,7 @@ async fn wait_for_slip(stack: &Stack) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_slip_is_forgotten_while_webhooks_go_on() {
-    let stack = Stack::builder("one_slip_while_webhooks_go_on").start().await;
+    let stack = Stack::start().await;
     stack.post("{}", "?fail_times=1&status=503").await;
     let flow = Flow::start(&stack.client, vec![stack.receiver_url("")], 2);
     wait_for_slip(&stack).await;
@@ -50,7 +50,7 @@ async fn one_slip_is_forgotten_while_webhooks_go_on() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_slip_is_forgotten_though_nothing_else_comes() {
-    let stack = Stack::builder("one_slip_and_nothing_else").start().await;
+    let stack = Stack::start().await;
     stack.post("{}", "?fail_times=1&status=503").await;
     wait_for_slip(&stack).await;
     wait_until("the destination to be trusted again", TRUSTED_AGAIN, async || states(&stack).await == "closed").await;
@@ -60,7 +60,7 @@ async fn one_slip_is_forgotten_though_nothing_else_comes() {
 /// A webhook that waits for an earlier one of its key cannot be sent, so it proves nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_probe_is_not_spent_on_what_waits_for_its_turn() {
-    let stack = Stack::builder("a_probe_is_not_spent")
+    let stack = Stack::builder()
         .worker_env("RETRY_SCHEDULE", "1h")
         .worker_env("BREAKER_FAILURES", "3")
         .worker_env("BREAKER_COOLDOWN_SEC", "5")
@@ -89,7 +89,7 @@ async fn a_probe_is_not_spent_on_what_waits_for_its_turn() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_callers_own_haste_says_nothing_about_the_destination() {
     const HASTY: i64 = 10;
-    let stack = Stack::builder("a_callers_own_haste")
+    let stack = Stack::builder()
         .worker_env("BREAKER_FAILURES", "10")
         .worker_env("BREAKER_COOLDOWN_SEC", "30")
         .worker_env("BREAKER_COOLDOWN_MAX_SEC", "30")
@@ -113,7 +113,7 @@ async fn a_callers_own_haste_says_nothing_about_the_destination() {
 /// What one receiver of an origin cannot digest must not keep it shut for the others: the next probe is another.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_probe_goes_to_what_has_not_failed_yet() {
-    let stack = Stack::builder("a_probe_goes_to_what_has_not_failed")
+    let stack = Stack::builder()
         .worker_env("RETRY_SCHEDULE", "100ms")
         .worker_env("BREAKER_FAILURES", "3")
         .worker_env("BREAKER_COOLDOWN_SEC", "1")
@@ -137,7 +137,7 @@ async fn a_probe_goes_to_what_has_not_failed_yet() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_destinations_are_probed_soon_after_an_outage() {
     const HOSTS: usize = 600;
-    let stack = Stack::builder("many_destinations_are_probed").start().await;
+    let stack = Stack::start().await;
     let (mut servers, mut urls) = (Vec::new(), Vec::new());
     for listener in listen_on_hosts(HOSTS).await {
         urls.push(url_of(&listener));

@@ -20,8 +20,8 @@ const SLACK: Duration = Duration::from_secs(10);
 const TARGET: &str = "http://127.0.0.1:9/hook";
 
 /// Only the api: nothing of what it stores is delivered.
-async fn api(test: &'static str) -> Stack {
-    Stack::builder(test)
+async fn api() -> Stack {
+    Stack::builder()
         .relays(0)
         .workers(0)
         .env("MAX_BODY_BYTES", &MAX_BODY_BYTES.to_string())
@@ -52,7 +52,7 @@ fn assert_error(case: &str, response: &Response, status: u16, code: &str) {
 
 #[tokio::test]
 async fn requests_that_are_not_signed_by_a_known_secret() {
-    let stack = api("unsigned").await;
+    let stack = api().await;
     let client = &stack.client;
     let good_body = body(r#"{"a": 1}"#, TARGET, "");
     let good = client.sign(good_body.as_bytes());
@@ -96,7 +96,7 @@ async fn requests_that_are_not_signed_by_a_known_secret() {
 
 #[tokio::test]
 async fn json_that_is_malformed() {
-    let stack = api("malformed_json").await;
+    let stack = api().await;
     let good = body("{}", TARGET, "");
     let rows: Vec<(&str, Vec<u8>)> = vec![
         ("empty", vec![]),
@@ -215,7 +215,7 @@ fn bad_fields() -> Vec<(String, String)> {
 
 #[tokio::test]
 async fn fields_that_are_wrong() {
-    let stack = api("bad_fields").await;
+    let stack = api().await;
     for (case, body) in bad_fields() {
         let response = send(stack.client.request(body)).await.expect("an answer");
         assert_eq!(response.status, 422, "{case}: {}", response.body);
@@ -231,7 +231,7 @@ async fn fields_that_are_wrong() {
 
 #[tokio::test]
 async fn requests_to_the_wrong_place_or_of_the_wrong_kind() {
-    let stack = api("wrong_kind").await;
+    let stack = api().await;
     let client = &stack.client;
     let good = || body("{}", TARGET, "");
     let typed = |content_type: &str| retyped(client, good(), content_type);
@@ -309,7 +309,7 @@ const HEAD: &[u8] = b"POST /webhooks HTTP/1.1\r\nHost: x\r\nContent-Type: applic
 
 #[tokio::test]
 async fn http_that_is_broken() {
-    let stack = api("broken_http").await;
+    let stack = api().await;
     let headers = "X-A: 1\r\n".repeat(101);
     let too_long = format!("{:x}\r\n{}\r\n0\r\n\r\n", MAX_BODY_BYTES + 1, " ".repeat(MAX_BODY_BYTES + 1));
     let rows: Vec<(&str, Vec<u8>, u16)> = vec![
@@ -331,7 +331,7 @@ async fn http_that_is_broken() {
 /// The decision 0005: whichever stands first, the chunks are the body and the length is nothing.
 #[tokio::test]
 async fn chunks_with_a_length_are_read_as_chunks() {
-    let stack = api("chunks_and_length").await;
+    let stack = api().await;
     let body = body("{}", TARGET, "");
     let signature = format!("X-Signature: {}\r\n", stack.client.sign(body.as_bytes()));
     let chunks = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
@@ -347,7 +347,7 @@ async fn chunks_with_a_length_are_read_as_chunks() {
 
 #[tokio::test]
 async fn silent_and_slow_connections_are_closed_in_time() {
-    let stack = api("slow").await;
+    let stack = api().await;
     let drip: Vec<&[u8]> = vec![b"{"; 100];
     let slow_body = [vec![HEAD, b"Content-Length: 100\r\n\r\n"], drip.clone()].concat();
     let slow_head = [vec![&b"POST /webhooks HTTP/1.1\r\nX-A: "[..]], drip].concat();
@@ -369,7 +369,7 @@ async fn silent_and_slow_connections_are_closed_in_time() {
 /// A caller who keeps connections must not find out with its next request that this one is gone.
 #[tokio::test]
 async fn an_answer_before_the_body_was_read_says_that_it_ends_the_connection() {
-    let stack = api("answers_early").await;
+    let stack = api().await;
     let json = "Content-Type: application/json";
     for (head, status) in [
         (format!("POST /webhooks HTTP/1.1\r\n{json}"), "413"),
@@ -393,7 +393,7 @@ async fn an_answer_before_the_body_was_read_says_that_it_ends_the_connection() {
 /// Most clients read no answer before they have sent all: the connection must last until then.
 #[tokio::test]
 async fn a_caller_may_send_a_body_to_its_end_that_was_refused_at_its_beginning() {
-    let stack = api("lingers").await;
+    let stack = api().await;
     let address = stack.client.url().trim_start_matches("http://").to_owned();
     let piece = vec![b'x'; 64 * 1_024];
     let mut stream = TcpStream::connect(address).await.expect("the api listens");

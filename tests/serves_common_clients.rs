@@ -96,7 +96,7 @@ fn curl(host: &str, signature: &str, long: &str, good: &str) -> Command {
 
 #[tokio::test]
 async fn after_a_body_that_was_too_long_comes_a_good_one() {
-    let stack = Stack::builder("serves_common_clients").relays(0).workers(0).start().await;
+    let stack = Stack::builder().relays(0).workers(0).start().await;
     let files = tempfile::tempdir().expect("there is room for temporary files");
     let path = |name: &str| files.path().join(name).into_os_string().into_string().expect("the path is text");
     let (long, good) = (path("long"), path("good"));

@@ -17,8 +17,8 @@ async fn state_of_sick(stack: &Stack) -> String {
     text(stack, "SELECT coalesce(string_agg(state, ' '), '') FROM destinations").await
 }
 
-fn stack(test: &'static str) -> harness::StackBuilder {
-    Stack::builder(test)
+fn stack() -> harness::StackBuilder {
+    Stack::builder()
         .env("WORKER_CONCURRENCY", CONCURRENCY)
         .env("HTTP_CLIENT_TIMEOUT_SEC", "2")
         .env("BREAKER_FAILURES", "10")
@@ -35,8 +35,7 @@ async fn slowest(stack: &Stack) -> f64 {
 async fn a_destination_that_hangs_holds_nobody_up_and_drains_oldest_first_when_it_is_well() {
     const SICK: u16 = 1_000;
     const HEALTHY: u16 = 200;
-    let stack =
-        stack("a_destination_that_hangs").env("MAX_RETRIES", "100").worker_env("BACKOFF_MAX_SEC", "2").start().await;
+    let stack = stack().env("MAX_RETRIES", "100").worker_env("BACKOFF_MAX_SEC", "2").start().await;
     let (proxy, url) = TcpProxy::before(&stack.receiver_url("")).await;
     proxy.set(Mode::Stall);
     let wire = stack.listen().await;
@@ -83,7 +82,7 @@ async fn a_destination_that_hangs_holds_nobody_up_and_drains_oldest_first_when_i
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn failures_in_a_row_open_the_breaker_and_a_probe_closes_it() {
-    let stack = stack("failures_in_a_row").worker_env("BREAKER_FAILURES", "3").env("MAX_RETRIES", "100").start().await;
+    let stack = stack().worker_env("BREAKER_FAILURES", "3").env("MAX_RETRIES", "100").start().await;
     let (proxy, url) = TcpProxy::before(&stack.receiver_url("")).await;
     proxy.set(Mode::Reset);
     for _ in 0..10 {
@@ -117,7 +116,7 @@ async fn failures_in_a_row_open_the_breaker_and_a_probe_closes_it() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_destination_that_asks_for_a_pause_gets_it_for_all_webhooks() {
     const PAUSE: Duration = Duration::from_secs(2);
-    let stack = stack("asks_for_a_pause").start().await;
+    let stack = stack().start().await;
     let first = stack.post("{}", "?fail_times=1&status=429&retry_after=2").await.job_id;
     wait_until("the destination to be slowed down", PATIENCE, async || state_of_sick(&stack).await == "metered").await;
     for _ in 0..5 {
@@ -136,7 +135,7 @@ async fn a_destination_that_asks_for_a_pause_gets_it_for_all_webhooks() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_destination_with_a_limit_gets_no_more_a_second() {
     const LIMIT: usize = 5;
-    let stack = stack("a_destination_with_a_limit").start().await;
+    let stack = stack().start().await;
     let url = stack.receiver_url("");
     let destination: String = sqlx::query_scalar("SELECT outhook.limit_destination($1, $2)")
         .bind(&url)
@@ -162,7 +161,7 @@ async fn a_destination_with_a_limit_gets_no_more_a_second() {
 /// Two relays and two workers share what they know.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_workers_finding_holds_for_all() {
-    let stack = stack("one_workers_finding").relays(2).workers(2).worker_env("BREAKER_FAILURES", "3").start().await;
+    let stack = stack().relays(2).workers(2).worker_env("BREAKER_FAILURES", "3").start().await;
     let (proxy, url) = TcpProxy::before(&stack.receiver_url("")).await;
     proxy.set(Mode::Reset);
     let body = r#","max_attempts":2"#;

@@ -31,7 +31,7 @@ fn signatures(delivery: &Received) -> Vec<&str> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_destinations_key_signs_its_own_deliveries_and_no_others() {
     let (default, own) = (v1_key(), v1_key());
-    let stack = stack("a_destinations_key").env("WEBHOOK_SIGNING_SECRET", &default).start().await;
+    let stack = stack().env("WEBHOOK_SIGNING_SECRET", &default).start().await;
     // The same receiver behind another port is another destination.
     let proxy = TcpProxy::start(stack.receiver.address()).await;
     let (url, other) = (stack.receiver_url("?a=1"), format!("http://{}/hook", proxy.address()));
@@ -47,7 +47,7 @@ async fn a_destinations_key_signs_its_own_deliveries_and_no_others() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn in_a_rotation_old_and_new_verifiers_accept_until_the_overlap_ends() {
     let (default, old, new, newest) = (v1_key(), v1_key(), v1_key(), v1_key());
-    let stack = stack("a_rotation").env("WEBHOOK_SIGNING_SECRET", &default).start().await;
+    let stack = stack().env("WEBHOOK_SIGNING_SECRET", &default).start().await;
     let url = stack.receiver_url("");
     stack.client.set_key(&url, "v1", &old, 0).await;
     let new_id = stack.client.set_key(&url, "v1", &new, 3_600).await;
@@ -78,7 +78,7 @@ async fn in_a_rotation_old_and_new_verifiers_accept_until_the_overlap_ends() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_jobs_own_key_signs_all_its_attempts_and_no_other_jobs() {
     let (destination, own) = (v1_key(), v1_key());
-    let stack = stack("a_jobs_own_key").start().await;
+    let stack = stack().start().await;
     let url = stack.receiver_url("?fail_times=1");
     stack.client.set_key(&url, "v1", &destination, 0).await;
 
@@ -96,7 +96,7 @@ async fn a_jobs_own_key_signs_all_its_attempts_and_no_other_jobs() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn asymmetric_and_github_keys_sign_as_their_receivers_expect() {
-    let stack = stack("asymmetric_and_github").start().await;
+    let stack = stack().start().await;
     let (url, github) = (stack.receiver_url(""), "It's a Secret to Everybody");
     stack.client.set_key(&url, "v1a", &v1a_key(), 0).await;
     let old_public = stack.client.keys(&url).await[0]["public_key"].as_str().expect("it has one").to_owned();
@@ -119,7 +119,7 @@ async fn asymmetric_and_github_keys_sign_as_their_receivers_expect() {
 /// With its public key behind it or without, it is one key.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_asymmetric_key_is_one_in_both_its_forms() {
-    let stack = stack("an_asymmetric_key_is_one").start().await;
+    let stack = stack().start().await;
     let (url, seed) = (stack.receiver_url(""), v1a_key());
     let with_public_key = with_public_key(&seed);
     let first = stack.client.set_key(&url, "v1a", &seed, 3_600).await;
@@ -140,7 +140,7 @@ async fn an_asymmetric_key_is_one_in_both_its_forms() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_that_cannot_be_opened_stops_the_delivery_until_it_can() {
     let (right, own, destination) = (random_key(), v1_key(), v1_key());
-    let builder = stack("a_key_that_cannot_be_opened").env("SECRETS_KEY", &right).env("MAX_RETRIES", "100");
+    let builder = stack().env("SECRETS_KEY", &right).env("MAX_RETRIES", "100");
     let mut stack = builder.worker_env("SECRETS_KEY", &random_key()).start().await;
     let url = stack.receiver_url("");
     stack.client.set_key(&url, "v1", &destination, 0).await;
@@ -176,7 +176,7 @@ async fn a_key_that_cannot_be_opened_stops_the_delivery_until_it_can() {
 /// A sealed key that somebody with write access copies to another row signs nothing there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sealed_key_signs_nothing_in_another_row() {
-    let stack = stack("a_sealed_key_that_was_moved").env("MAX_RETRIES", "1").start().await;
+    let stack = stack().env("MAX_RETRIES", "1").start().await;
     let url = stack.receiver_url("");
     stack.client.set_key("http://127.0.0.1:9/", "v1", &v1_key(), 0).await;
     let here = url.strip_suffix("/hook").expect("it ends like this").to_owned();
@@ -197,7 +197,7 @@ async fn a_sealed_key_signs_nothing_in_another_row() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_reference_implementation_accepts_a_delivery() {
     let (old, new) = (v1_key(), v1_key());
-    let stack = stack("the_reference_implementation").start().await;
+    let stack = stack().start().await;
     let url = stack.receiver_url("");
     stack.client.set_key(&url, "v1", &old, 0).await;
     stack.client.set_key(&url, "v1", &new, 60).await;
@@ -228,7 +228,7 @@ async fn verify_with_reference(secret: &str, delivery: &Received) -> i32 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_destination_has_a_bounded_number_of_keys() {
-    let stack = stack("a_bounded_number_of_keys").relays(0).workers(0).start().await;
+    let stack = stack().relays(0).workers(0).start().await;
     let url = stack.receiver_url("");
     let body = |overlap: u32| json!({ "client_url": url, "scheme": "v1", "secret": v1_key(), "overlap_sec": overlap });
     for _ in 0..5 {

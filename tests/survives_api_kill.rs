@@ -9,7 +9,7 @@ const KILLS: usize = 5;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_202_has_its_row() {
-    let mut stack = Stack::builder("every_202_has_its_row").start().await;
+    let mut stack = Stack::start().await;
     let mut burst = Burst::start(&stack.client, &stack.receiver_url(""), WEBHOOKS, CONNECTIONS);
     for kill in 1..=KILLS {
         // At this moment 64 requests are under way, some of them in a commit.

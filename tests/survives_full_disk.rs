@@ -33,7 +33,7 @@ async fn postgres_has_no_space_left_and_gets_some_again() {
         return;
     };
     let postgres = Servers::private_only(Server::Postgres).await;
-    let stack = Stack::builder("no_space_left").start_between(&postgres, Servers::shared().await).await;
+    let stack = Stack::builder().start_between(&postgres, Servers::shared().await).await;
     move_to(&stack, &disk).await;
     let mut burst = Burst::start(&stack.client, &stack.receiver_url("?delay_ms=5"), WEBHOOKS, 16);
     burst.wait_for(WEBHOOKS / 4).await;

@@ -147,7 +147,8 @@ fn taken_again(stack: &Stack) -> usize {
 
 /// A stack without the process that is to end. It had its relay, which made the queue.
 async fn set_up(point: &str, scene: Scene) -> (Program, Stack) {
-    let builder = Stack::builder("kill_points")
+    let builder = Stack::builder()
+        .named(&point.replace('.', "_"))
         .env("HTTP_CLIENT_TIMEOUT_SEC", "2")
         .env("MAX_RETRIES", "20")
         // Small batches, so that there are enough of them for the last passage of each point.

@@ -8,7 +8,7 @@ const WEBHOOKS: usize = 400;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_api_without_sockets_lets_callers_wait() {
-    let mut stack = Stack::builder("an_api_without_sockets").start().await;
+    let mut stack = Stack::start().await;
     stack.apis[0].limit_files_to_open(6);
     let burst = Burst::start(&stack.client, &stack.receiver_url(""), WEBHOOKS, 64);
     // "cannot accept a connection": it had no socket for it.
@@ -25,7 +25,7 @@ async fn an_api_without_sockets_lets_callers_wait() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_without_sockets_fails_no_attempt() {
-    let mut stack = Stack::builder("a_worker_without_sockets").start().await;
+    let mut stack = Stack::start().await;
     stack.workers[0].limit_files_to_open(6);
     let burst = Burst::start(&stack.client, &stack.receiver_url("?delay_ms=50"), WEBHOOKS, 16);
     stack.workers[0].wait_for_word("descriptor").await;

@@ -17,7 +17,7 @@ const RECOVERY_LIMIT: Duration = Duration::from_mins(1);
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn postgres_crashes_under_load_and_starts_again() {
     let postgres = Servers::private_only(Server::Postgres).await;
-    let stack = Stack::builder("postgres_crashes").start_between(&postgres, Servers::shared().await).await;
+    let stack = Stack::builder().start_between(&postgres, Servers::shared().await).await;
     let mut burst = Burst::start(&stack.client, &stack.receiver_url("?delay_ms=20"), WEBHOOKS, 16);
     burst.wait_for(WEBHOOKS / 3).await;
     postgres.kill(Server::Postgres).await;
@@ -53,7 +53,7 @@ async fn terminate(stack: &Stack, application: &str) -> i64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sessions_are_killed_under_load() {
-    let stack = Stack::builder("sessions_are_killed").start().await;
+    let stack = Stack::start().await;
     let mut burst = Burst::start(&stack.client, &stack.receiver_url("?delay_ms=10"), WEBHOOKS, 16);
     let services = ["outhook-api accept", "outhook-relay", "outhook-worker", "outhook-relay listen"];
     for (index, application) in services.into_iter().enumerate() {
@@ -79,7 +79,7 @@ async fn listener(stack: &Stack) -> Option<(i32, time::OffsetDateTime)> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_listening_session_is_killed_and_the_poll_finds_what_it_missed() {
-    let stack = Stack::builder("the_listening_session").start().await;
+    let stack = Stack::start().await;
     let (first, _) = wait_for("a listener", PATIENCE, async || listener(&stack).await).await;
     assert_eq!(terminate(&stack, "outhook-relay listen").await, 1);
     let another = async || listener(&stack).await.filter(|(pid, _)| *pid != first);

@@ -28,7 +28,7 @@ async fn publications(stack: &Stack) -> i64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_queue_refuses_messages_until_it_is_drained() {
     let management = Management::of(Servers::shared().await);
-    let mut stack = Stack::builder("a_full_queue").workers(0).start().await;
+    let mut stack = Stack::builder().workers(0).start().await;
     let queue = stack.broker.names().queue.clone();
     management.limit_queue(&queue, 1).await;
     // A policy takes a moment to reach the queue: the first ones may pass.
@@ -57,7 +57,7 @@ async fn without_its_queue_nothing_counts_as_published() {
     let servers = Servers::shared().await;
     let management = Management::of(servers);
     let user = management.create_user("without_its_queue").await;
-    let stack = Stack::builder("without_its_queue").env("RABBITMQ_URL", &user.url(&servers.rabbitmq_url)).start().await;
+    let stack = Stack::builder().env("RABBITMQ_URL", &user.url(&servers.rabbitmq_url)).start().await;
     post_all(&stack, 1).await;
     stack.wait_until_drained(PATIENCE).await;
 
@@ -77,7 +77,7 @@ async fn without_its_queue_nothing_counts_as_published() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_its_binding_messages_come_back_and_the_binding_is_made_anew() {
-    let stack = Stack::builder("without_its_binding").start().await;
+    let stack = Stack::start().await;
     post_all(&stack, 1).await;
     stack.wait_until_drained(PATIENCE).await;
 

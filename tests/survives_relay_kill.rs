@@ -17,7 +17,7 @@ async fn each_webhook_is_delivered_and_no_attempt_twice() {
     let webhooks = setting("RELAY_KILL_WEBHOOKS", 5_000);
     let connections = setting("RELAY_KILL_CONNECTIONS", 64);
     let kills = setting("RELAY_KILLS", 10);
-    let mut stack = Stack::builder("relay_kill").start().await;
+    let mut stack = Stack::start().await;
     let wire = stack.listen().await;
     let share = webhooks / (kills + 1);
 

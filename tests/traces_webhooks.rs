@@ -16,8 +16,8 @@ use uuid::Uuid;
 const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 const CALLERS: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
-fn traced(test: &'static str, collector: &Collector) -> StackBuilder {
-    Stack::builder(test).env(ENDPOINT, &collector.url())
+fn traced(collector: &Collector) -> StackBuilder {
+    Stack::builder().env(ENDPOINT, &collector.url())
 }
 
 /// Posts a webhook as part of a caller's trace, under a key that goes by the receiver's query.
@@ -62,7 +62,7 @@ fn assert_attempt(spans: &[Span], attempt: &str, accepted: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_webhook_is_one_trace_with_all_its_attempts() {
     let collector = Collector::start().await;
-    let stack = traced("a_webhook_is_one_trace", &collector)
+    let stack = traced(&collector)
         .env("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20of%20spans,x-tenant=blue")
         .env("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test")
         .start()
@@ -111,7 +111,7 @@ async fn a_webhook_is_one_trace_with_all_its_attempts() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_callers_trace_is_continued() {
     let collector = Collector::start().await;
-    let stack = traced("a_callers_trace_is_continued", &collector).start().await;
+    let stack = traced(&collector).start().await;
     let id = post_in(&stack, CALLERS, "?one=1").await;
     let spans = collector.wait_for(id, 5).await;
     assert!(spans.iter().all(|span| span.trace_id == CALLERS[3..35]), "{spans:#?}");
@@ -132,7 +132,7 @@ async fn a_callers_trace_is_continued() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_not_sampled_is_not_exported_by_anybody() {
     let collector = Collector::start().await;
-    let stack = traced("what_is_not_sampled", &collector)
+    let stack = traced(&collector)
         .env("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
         .env("OTEL_TRACES_SAMPLER_ARG", "0")
         .start()
@@ -156,7 +156,7 @@ async fn what_is_not_sampled_is_not_exported_by_anybody() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_webhook_from_sql_is_one_trace_too() {
     let collector = Collector::start().await;
-    let stack = traced("a_webhook_from_sql_is_one_trace", &collector).start().await;
+    let stack = traced(&collector).start().await;
     stack.enqueue(&stack.receiver_url("?fail_times=1"), "{}", 1).await;
     stack.wait_until_drained(PATIENCE).await;
     let id: Uuid =
@@ -171,7 +171,7 @@ async fn a_webhook_from_sql_is_one_trace_too() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_trace_says_where_a_webhook_goes_or_what_it_carries() {
     let collector = Collector::start().await;
-    let stack = traced("no_trace_says_where", &collector).env("MAX_RETRIES", "1").start().await;
+    let stack = traced(&collector).env("MAX_RETRIES", "1").start().await;
     let payload = r#"{"card":"payload-4711"}"#;
     let receiver = stack.receiver_url("?query=secret-4712");
     let host = receiver.split('/').nth(2).expect("a URL has a host").to_owned();
@@ -209,7 +209,7 @@ async fn the_collectors_token_is_read_anew() {
     let write = |text: &str| std::fs::write(&file, text).expect("there is room for a file");
     write("authorization=first\n");
     let path = file.to_str().expect("the path is text");
-    let stack = traced("the_collectors_token", &collector).env("OTEL_EXPORTER_OTLP_HEADERS_FILE", path).start().await;
+    let stack = traced(&collector).env("OTEL_EXPORTER_OTLP_HEADERS_FILE", path).start().await;
     let spans = collector.wait_for(stack.post("{}", "").await.job_id, 5).await;
     assert_eq!(spans.len(), 5);
     assert!(collector.requests().iter().all(|request| request.headers["authorization"] == "first"));
@@ -229,7 +229,7 @@ async fn the_collectors_token_is_read_anew() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn turned_off_nothing_is_exported() {
     let collector = Collector::start().await;
-    let stack = traced("turned_off_nothing", &collector).env("OTEL_SDK_DISABLED", "true").start().await;
+    let stack = traced(&collector).env("OTEL_SDK_DISABLED", "true").start().await;
     let id = post_in(&stack, CALLERS, "").await;
     stack.wait_until_drained(PATIENCE).await;
     assert!(received(&stack, id)[0].starts_with(&CALLERS[..36]), "the caller's trace is passed on all the same");
@@ -242,8 +242,8 @@ async fn turned_off_nothing_is_exported() {
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Delivers with a collector like this, says once that it takes nothing, and ends in time.
-async fn deliver_with(test: &'static str, endpoint: &str) {
-    let mut stack = Stack::builder(test).env(ENDPOINT, endpoint).start().await;
+async fn deliver_with(endpoint: &str) {
+    let mut stack = Stack::builder().env(ENDPOINT, endpoint).start().await;
     for _ in 0..20 {
         let before = Instant::now();
         let id = stack.post("{}", "").await.job_id;
@@ -284,7 +284,7 @@ async fn a_collector_that_is_away_delays_nothing() {
     let socket = TcpSocket::new_v4().expect("there are sockets");
     socket.bind((Ipv4Addr::LOCALHOST, 0).into()).expect("loopback has free ports");
     let address = socket.local_addr().expect("it is bound");
-    deliver_with("a_collector_that_is_away", &format!("http://{address}")).await;
+    deliver_with(&format!("http://{address}")).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -294,7 +294,7 @@ async fn a_collector_that_hangs_delays_nothing() {
         std::future::pending().await
     })
     .await;
-    deliver_with("a_collector_that_hangs", collector.url().trim_end_matches("/hook")).await;
+    deliver_with(collector.url().trim_end_matches("/hook")).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -305,7 +305,7 @@ async fn a_collector_that_answers_without_an_end_is_not_heard_out() {
         connection.write_for_ever(&[b'x'; 4_096]).await
     })
     .await;
-    let stack = Stack::builder("a_collector_without_an_end").env(ENDPOINT, collector.url().trim_end_matches("/hook"));
+    let stack = Stack::builder().env(ENDPOINT, collector.url().trim_end_matches("/hook"));
     let stack = stack.start().await;
     let before = Instant::now();
     for _ in 0..3 {
@@ -332,6 +332,6 @@ async fn a_collector_that_sends_elsewhere_is_not_followed() {
         }
     })
     .await;
-    deliver_with("a_collector_that_sends_elsewhere", collector.url().trim_end_matches("/hook")).await;
+    deliver_with(collector.url().trim_end_matches("/hook")).await;
     assert_eq!(elsewhere.connections(), 0);
 }

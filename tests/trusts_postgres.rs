@@ -89,7 +89,7 @@ async fn a_certificate_that_is_replaced_by_a_wrong_one_gets_nothing() {
     let postgres = PostgresWithTls::start().await;
     let ca_file = postgres.ca_file();
     let ca_file = ca_file.to_str().expect("a name in UTF-8");
-    let builder = Stack::builder("a_certificate_is_replaced").relays(0).workers(0);
+    let builder = Stack::builder().relays(0).workers(0);
     let stack =
         builder.env("DATABASE_CA_FILE", ca_file).start_between(&postgres.servers, harness::Servers::shared().await);
     let stack = stack.await;

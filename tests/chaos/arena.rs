@@ -98,7 +98,8 @@ impl Arena {
         let servers = Servers::private().await;
         let (database, _) = TcpProxy::before(&servers.database_url).await;
         let (broker, broker_url) = TcpProxy::before(&servers.rabbitmq_url).await;
-        let stack = Stack::builder("chaos")
+        let stack = Stack::builder()
+            .named("chaos")
             .env("RABBITMQ_URL", &broker_url)
             .env("HTTP_CLIENT_TIMEOUT_SEC", &HTTP_TIMEOUT.as_secs().to_string())
             .env("MAX_RETRIES", &MAX_RETRIES.to_string())

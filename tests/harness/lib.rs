@@ -20,6 +20,7 @@ mod environment;
 pub mod forward_proxy;
 pub mod latency;
 pub mod management;
+mod name;
 pub mod nginx;
 pub mod plain_publisher;
 pub mod pooler;

@@ -17,11 +17,12 @@ use crate::invariants::{self, Evidence};
 use crate::processes::{Process, Program};
 use crate::servers::free_port;
 use crate::wait::{PATIENCE, wait_until};
-use crate::{Accepted, Client, Servers, TcpProxy};
+use crate::{Accepted, Client, Servers, TcpProxy, name};
 
 /// How a stack is set up.
 pub struct StackBuilder {
-    test: &'static str,
+    /// The running test's, unless said.
+    name: Option<String>,
     database_at: Option<String>,
     database_parameters: String,
     database_direct: bool,
@@ -39,6 +40,13 @@ pub struct StackBuilder {
 type Rewrite = Box<dyn Fn(Environment) -> Environment + Send + Sync>;
 
 impl StackBuilder {
+    /// What its database, queue and logs are called, where it is not the test's only stack or there is no test.
+    #[must_use]
+    pub fn named(mut self, name: &str) -> Self {
+        self.name = Some(name.to_owned());
+        self
+    }
+
     /// How many relays start with it; 1 unless said.
     #[must_use]
     pub fn relays(mut self, count: usize) -> Self {
@@ -135,8 +143,9 @@ impl StackBuilder {
 
     /// The same with Postgres of the one pair and RabbitMQ of the other.
     pub async fn start_between(self, postgres: &Servers, rabbitmq: &Servers) -> Stack {
-        let database = Database::create(postgres, self.test).await;
-        let prefix = format!("{}_{}", self.test, Uuid::new_v4().simple());
+        let name = self.name.unwrap_or_else(name::of_this_test);
+        let database = Database::named(postgres, &name).await;
+        let prefix = format!("{name}_{}", Uuid::new_v4().simple());
         let names = Names {
             exchange: format!("{prefix}.exchange"),
             queue: format!("{prefix}.jobs"),
@@ -167,7 +176,7 @@ impl StackBuilder {
             relays: Vec::new(),
             workers: Vec::new(),
             database,
-            test: self.test,
+            name,
             common,
             relay: self.relay,
             worker: self.worker,
@@ -201,7 +210,7 @@ pub struct Stack {
     /// The workers.
     pub workers: Vec<Process>,
     database: Database,
-    test: &'static str,
+    name: String,
     common: Environment,
     relay: Environment,
     worker: Environment,
@@ -212,11 +221,16 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// A stack on the shared servers, to be set up. `test` is the test's name.
+    /// A stack as most tests want it, on the shared servers.
+    pub async fn start() -> Self {
+        Self::builder().start().await
+    }
+
+    /// A stack that is to be set up. It is called after the test that starts it.
     #[must_use]
-    pub fn builder(test: &'static str) -> StackBuilder {
+    pub fn builder() -> StackBuilder {
         StackBuilder {
-            test,
+            name: None,
             database_at: None,
             database_parameters: String::new(),
             database_direct: false,
@@ -343,7 +357,7 @@ impl Stack {
 
     async fn start_process_into(&mut self, program: Program, own: &Environment, log: Stdio) -> Process {
         self.processes_started += 1;
-        let name = format!("{}-{program:?}-{}", self.test, self.processes_started).to_lowercase();
+        let name = format!("{}-{program:?}-{}", self.name, self.processes_started).to_lowercase();
         let mut environment = self.common.clone();
         environment.insert("METRICS_ADDR", format!("127.0.0.1:{}", free_port()));
         environment.extend(own.clone());
