@@ -48,10 +48,6 @@ async fn get(stack: &Stack, path: &str) -> Response {
     send(stack.client.get(path)).await.expect("the api answers")
 }
 
-async fn jobs(stack: &Stack) -> i64 {
-    stack.count("SELECT count(*) FROM webhook_jobs").await
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn postgres_is_gone_and_comes_back() {
     let (stack, proxy) = api().await;
@@ -66,7 +62,7 @@ async fn postgres_is_gone_and_comes_back() {
 
     proxy.set(Mode::Forward);
     wait_until("the api to accept again", PATIENCE, async || post(&stack, "meanwhile").await.status == 202).await;
-    assert_eq!(jobs(&stack).await, 2);
+    assert_eq!(stack.jobs().await, 2);
 }
 
 /// An api that is started anew while Postgres is away.
@@ -150,12 +146,12 @@ async fn the_answer_to_a_commit_is_lost() {
     let cut = lose_the_answer(&stack, &proxy, holder, "COMMIT");
     let (response, ()) = tokio::join!(post(&stack, "unknown"), cut);
     assert_unavailable(&response);
-    assert_eq!(jobs(&stack).await, 2, "it was committed, and nobody heard of it");
+    assert_eq!(stack.jobs().await, 2, "it was committed, and nobody heard of it");
 
     proxy.set(Mode::Forward);
     wait_until("the same key to find the same job", PATIENCE, async || post(&stack, "unknown").await.status == 200)
         .await;
-    assert_eq!(jobs(&stack).await, 2);
+    assert_eq!(stack.jobs().await, 2);
 }
 
 /// Sessions of the api that hold what they have written and do nothing.
@@ -177,11 +173,11 @@ async fn the_answer_to_an_insert_is_lost_and_its_key_is_soon_free() {
     let (response, held) = tokio::join!(post(&stack, "unknown"), cut);
     assert!(held < IDLE_LIMIT, "whoever vanished held the key for {held:?}");
     assert_unavailable(&response);
-    assert_eq!(jobs(&stack).await, 1, "nothing was committed");
+    assert_eq!(stack.jobs().await, 1, "nothing was committed");
 
     proxy.set(Mode::Forward);
     wait_until("the same key to be accepted", PATIENCE, async || post(&stack, "unknown").await.status == 202).await;
-    assert_eq!(jobs(&stack).await, 2);
+    assert_eq!(stack.jobs().await, 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -201,7 +197,7 @@ async fn every_connection_waits_for_a_lock() {
 
     holder.rollback().await.expect("the lock goes");
     assert_eq!(post(&stack, "key-0").await.status, 202);
-    assert_eq!(jobs(&stack).await, 1);
+    assert_eq!(stack.jobs().await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

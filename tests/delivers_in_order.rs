@@ -132,7 +132,7 @@ async fn the_order_survives_kills_of_relays_and_workers() {
     }
     stack.wait_until_drained(PATIENCE * 3).await;
     assert_order(&stack, &keys).await;
-    let unknown = stack.count("SELECT count(*) FROM webhook_attempts WHERE outcome = 'unknown'").await;
+    let unknown = stack.unknown_attempts().await;
     assert!(unknown > 0, "no kill came in the middle of an attempt");
     report(&format!(
         "order: {KEYS} keys of {ROUNDS} webhooks each, 4 relays and 8 workers killed; {unknown} unknown attempts, none out of order"

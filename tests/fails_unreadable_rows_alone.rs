@@ -50,7 +50,7 @@ async fn a_job_whose_columns_are_no_text_fails_and_the_others_are_delivered() {
         ));
         sqlx::raw_sql(mend).execute(stack.pool()).await.expect("a superuser may do it");
     }
-    let delivered = stack.count("SELECT count(*) FROM webhook_jobs WHERE status = 'success'").await;
+    let delivered = stack.delivered().await;
     assert_eq!(delivered, 3 * 19);
     stack.finish().await;
 }
@@ -75,8 +75,7 @@ async fn a_job_that_postgres_cannot_read_stops_nobody() {
     let damaged = enqueue_and_spoil(&stack, long).await;
     sqlx::raw_sql(DAMAGE).execute(stack.pool()).await.expect("a superuser may do it");
     stack.start_worker().await;
-    let delivered = "SELECT count(*) FROM webhook_jobs WHERE status = 'success'";
-    wait_until("the others to be delivered", PATIENCE, async || stack.count(delivered).await == 19).await;
+    wait_until("the others to be delivered", PATIENCE, async || stack.delivered().await == 19).await;
     assert_eq!(status_and_error(&stack, damaged).await.0, "pending");
     stack.workers[0].says("Postgres cannot read a job").await;
 
@@ -154,7 +153,7 @@ async fn an_outbox_row_whose_columns_are_no_text_stops_no_relay() {
         enqueue_and_spoil(&stack, spoil).await;
         stack.wait_until_drained(PATIENCE).await;
     }
-    let delivered = stack.count("SELECT count(*) FROM webhook_jobs WHERE status = 'success'").await;
+    let delivered = stack.delivered().await;
     assert_eq!(delivered, 2 * 20);
     stack.finish().await;
 }

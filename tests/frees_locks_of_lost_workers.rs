@@ -74,7 +74,6 @@ async fn a_worker_that_vanishes_in_a_transaction_stops_nobody_and_its_keys_for_s
     stack.set_worker_env("DATABASE_URL", &direct);
     stack.start_worker().await;
 
-    let unfinished = "SELECT count(*) FROM webhook_jobs WHERE status IN ('pending', 'processing')";
     let mut slowest = Duration::ZERO;
     loop {
         let posted = Instant::now();
@@ -86,7 +85,7 @@ async fn a_worker_that_vanishes_in_a_transaction_stops_nobody_and_its_keys_for_s
         slowest = slowest.max(posted.elapsed());
         assert_eq!(stack.count(STUCK).await, 0, "a session stands in a transaction for too long");
         sleep(Duration::from_millis(300)).await;
-        if stack.count(unfinished).await == 0 {
+        if stack.unfinished().await == 0 {
             break;
         }
         assert!(lost.elapsed() < FREE_AGAIN, "the keys of a lost worker stand still");

@@ -41,10 +41,7 @@ async fn a_pause_of_one_url_holds_no_other_of_its_host() {
     })
     .await;
     stack.enqueue(&stack.receiver.url("/other"), "{}", 10).await;
-    wait_until("the others to be delivered", SOON, async || {
-        stack.count("SELECT count(*) FROM webhook_jobs WHERE status = 'success'").await >= 10
-    })
-    .await;
+    wait_until("the others to be delivered", SOON, async || stack.delivered().await >= 10).await;
     // The query does not count. What was accepted after it has overtaken it.
     let same = stack.client.post("{}", &stack.receiver.url("/strict?other=1")).await.job_id;
     let other = stack.client.post("{}", &stack.receiver.url("/other")).await.job_id;
@@ -64,10 +61,7 @@ async fn a_pause_binds_what_lies_in_the_queue() {
     for number in 1..WEBHOOKS {
         stack.post("{}", &format!("?number={number}&delay_ms=500")).await;
     }
-    wait_until("all to be published", PATIENCE, async || {
-        stack.count("SELECT count(*) FROM outbox WHERE published_at IS NOT NULL").await == WEBHOOKS
-    })
-    .await;
+    wait_until("all to be published", PATIENCE, async || stack.published().await == WEBHOOKS).await;
     stack.start_worker().await;
     stack.start_worker().await;
     stack.wait_until_drained(PATIENCE).await;

@@ -24,10 +24,6 @@ const DELIVERY_LIMIT: Duration = Duration::from_secs(20);
 /// What a worker leases with a time-out of two seconds.
 const LEASE: Duration = Duration::from_secs(7);
 
-const SUCCESSES: &str = "SELECT count(*) FROM webhook_jobs WHERE status = 'success'";
-const UNDER_WAY: &str = "SELECT count(*) FROM webhook_jobs WHERE status = 'processing'";
-const UNKNOWN: &str = "SELECT count(*) FROM webhook_attempts WHERE outcome = 'unknown'";
-
 async fn post(stack: &Stack, count: usize, query: &str) -> Vec<Uuid> {
     let mut ids = Vec::with_capacity(count);
     for _ in 0..count {
@@ -38,7 +34,7 @@ async fn post(stack: &Stack, count: usize, query: &str) -> Vec<Uuid> {
 
 async fn wait_for_successes(stack: &Stack, what: &str, count: usize, timeout: Duration) {
     let expected = i64::try_from(count).expect("it is small");
-    wait_until(what, timeout, async || stack.count(SUCCESSES).await >= expected).await;
+    wait_until(what, timeout, async || stack.delivered().await >= expected).await;
 }
 
 /// Insists that other webhooks are delivered at once, one after the other, until then. Returns how many are delivered.
@@ -55,8 +51,7 @@ async fn serve_others_until(stack: &Stack, then: Instant, mut delivered: usize) 
 /// Webhooks whose messages lie in the queue of a stack without workers.
 async fn publish(stack: &Stack, count: usize) -> Vec<Uuid> {
     let ids = post(stack, count, "").await;
-    let published = "SELECT count(*) FROM outbox WHERE published_at IS NULL";
-    wait_until("all to be published", PATIENCE, async || stack.count(published).await == 0).await;
+    wait_until("all to be published", PATIENCE, async || stack.unpublished().await == 0).await;
     ids
 }
 
@@ -132,13 +127,13 @@ async fn hold_what_is_under_way(rows: &str) {
     stack.wait_for_deliveries(3).await;
     let transaction = open(&stack, rows).await;
     let opened = Instant::now();
-    assert_eq!(stack.count(UNDER_WAY).await, 3, "they ended before they were locked");
+    assert_eq!(stack.under_way().await, 3, "they ended before they were locked");
     post(&stack, 100, "").await;
     wait_for_successes(&stack, "the others to be recorded beside locked rows", 100, SOON).await;
     let delivered = serve_others_until(&stack, opened + LEASE + AT_ONCE, 100).await;
     transaction.commit().await.expect("it ends");
     wait_for_successes(&stack, "those whose rows were locked", delivered + held.len(), AFTERWARDS).await;
-    assert_eq!(stack.count(UNKNOWN).await, 0, "an attempt whose answer had come is unknown");
+    assert_eq!(stack.unknown_attempts().await, 0, "an attempt whose answer had come is unknown");
     for id in held {
         assert_eq!(stack.deliveries(id).len(), 1, "job {id}");
     }
@@ -185,7 +180,7 @@ async fn twice_as_many_locked_jobs_as_there_are_slots_stop_nobody() {
     wait_for_successes(&stack, "the others to be recorded beside locked rows", 20, SOON).await;
     transaction.commit().await.expect("it ends");
     wait_for_successes(&stack, "those whose rows were locked", 20 + held.len(), AFTERWARDS).await;
-    assert_eq!(stack.count(UNKNOWN).await, 0, "an attempt whose answer had come is unknown");
+    assert_eq!(stack.unknown_attempts().await, 0, "an attempt whose answer had come is unknown");
     for id in held {
         assert_eq!(stack.deliveries(id).len(), 1, "job {id}");
     }
@@ -202,7 +197,7 @@ async fn a_locked_table_stops_nobody_any_longer_than_it_is_locked() {
     sleep(Duration::from_secs(3)).await;
     transaction.commit().await.expect("it ends");
     wait_for_successes(&stack, "all to be delivered after a table was locked", WEBHOOKS, AT_ONCE + AT_ONCE).await;
-    assert_eq!(stack.count(UNKNOWN).await, 0, "an attempt whose answer had come is unknown");
+    assert_eq!(stack.unknown_attempts().await, 0, "an attempt whose answer had come is unknown");
     assert_eq!(stack.receiver.received().len(), WEBHOOKS);
     stack.finish().await;
 }

@@ -94,8 +94,7 @@ async fn deliveries_go_on_when_the_standby_is_back() {
     for _ in 0..4 {
         stack.post("{}", "").await;
     }
-    let published = "SELECT count(*) FROM outbox WHERE published_at IS NOT NULL";
-    wait_until("all to be published", PATIENCE, async || stack.count(published).await == 4).await;
+    wait_until("all to be published", PATIENCE, async || stack.published().await == 4).await;
     wait_for_standby(&stack, "nobody").await;
     stack.start_worker().await;
     wait_until("the worker to notice", PATIENCE, async || stack.workers[0].log().contains("cannot claim")).await;

@@ -137,5 +137,5 @@ async fn after_a_body_that_was_too_long_comes_a_good_one() {
     report(&format!("{tried} kinds of clients"));
     assert!(tried > 0, "there is no client at all");
     let accepted = i64::try_from(tried * TURNS).expect("a small number");
-    assert_eq!(stack.count("SELECT count(*) FROM webhook_jobs").await, accepted);
+    assert_eq!(stack.jobs().await, accepted);
 }

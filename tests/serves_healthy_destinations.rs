@@ -45,9 +45,8 @@ async fn a_destination_that_hangs_holds_nobody_up_and_drains_oldest_first_when_i
     for _ in 0..HEALTHY {
         stack.post(r#"{"healthy":1}"#, "").await;
     }
-    let healthy = "SELECT count(*) FROM webhook_jobs WHERE status = 'success'";
     wait_until("the healthy webhooks to be delivered", PATIENCE, async || {
-        stack.count(healthy).await == i64::from(HEALTHY)
+        stack.delivered().await == i64::from(HEALTHY)
     })
     .await;
     let slowest = slowest(&stack).await;
@@ -57,7 +56,7 @@ async fn a_destination_that_hangs_holds_nobody_up_and_drains_oldest_first_when_i
     wait_until("the breaker to open", PATIENCE, async || state_of_sick(&stack).await.contains("open")).await;
     let held = "SELECT count(*) FROM outbox WHERE waits_for = 'destination'";
     wait_until("the rest to be held", PATIENCE, async || stack.count(held).await > i64::from(SICK) * 9 / 10).await;
-    let attempts = stack.count("SELECT count(*) FROM webhook_attempts WHERE outcome <> 'success'").await;
+    let attempts = stack.unsuccessful_attempts().await;
     let messages = wire.messages();
     report(&format!(
         "a destination hangs under {SICK} webhooks: the slowest of {HEALTHY} others took {slowest:.1} s; {attempts} attempts, \

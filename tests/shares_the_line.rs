@@ -36,8 +36,7 @@ async fn burden(stack: &Stack, hosts: &[TcpListener], each: i32, timeout_ms: Opt
     let enqueue = sqlx::query(enqueue).bind(urls).bind(each).bind(timeout_ms);
     enqueue.execute(stack.pool()).await.expect("they are accepted");
     stack.wake().await;
-    let under_way = "SELECT count(*) FROM webhook_jobs WHERE status = 'processing'";
-    wait_until("some to be under way", PATIENCE, async || stack.count(under_way).await > 0).await;
+    wait_until("some to be under way", PATIENCE, async || stack.under_way().await > 0).await;
     // As many as a worker wants, however it shares its slots.
     let all = "SELECT count(*) FROM outbox WHERE published_at IS NULL AND waits_for IS NULL AND due_at <= now()";
     look_for(BOUND, async || (stack.count(all).await == 0).then_some(())).await;
@@ -120,8 +119,7 @@ async fn large_payloads_are_not_all_in_memory_at_once() {
     let slow = Receiver::start_with(([127, 0, 0, 1], 0).into(), Options { limits, ..Options::default() });
     let slow = slow.await.expect("loopback has free ports");
     stack.enqueue(&slow.url("/hook?delay_ms=500"), &"x".repeat(PAYLOAD), LARGE).await;
-    let under_way = "SELECT count(*) FROM webhook_jobs WHERE status = 'processing'";
-    wait_until("some to be under way", PATIENCE, async || stack.count(under_way).await > 0).await;
+    wait_until("some to be under way", PATIENCE, async || stack.under_way().await > 0).await;
     let ids = steadily(&stack, 4, Duration::from_millis(500)).await;
     let small = taken_in_time(&stack, &ids, BOUND).await;
     stack.wait_until_drained(PATIENCE).await;

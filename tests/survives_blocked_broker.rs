@@ -32,7 +32,7 @@ async fn a_broker_without_memory_blocks_the_relay_and_no_caller() {
     assert_eq!(stack.relays[0].counter("outhook_relay_blocked").await.to_bits(), 1.0_f64.to_bits());
     // Each is answered with 202.
     post_all(&stack).await;
-    let unpublished = stack.count("SELECT count(*) FROM outbox WHERE published_at IS NULL").await;
+    let unpublished = stack.unpublished().await;
     assert!(unpublished >= WEBHOOKS, "{unpublished} wait in Postgres");
 
     broker.rabbitmqctl(&["set_vm_memory_high_watermark", "absolute", "512MB"]).await;

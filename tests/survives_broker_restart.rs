@@ -93,15 +93,11 @@ async fn the_broker_is_wiped_and_every_unfinished_webhook_is_delivered() {
     let stack = slow.start_between(Servers::shared().await, &broker).await;
     let burst = Burst::start(&stack.client, &stack.receiver_url("?delay_ms=40"), WEBHOOKS / 4, 16);
     let outcome = burst.outcome().await;
-    let published = "SELECT count(*) FROM outbox WHERE published_at IS NOT NULL";
-    wait_until("all to be published", PATIENCE, async || {
-        stack.count("SELECT count(*) FROM outbox WHERE published_at IS NULL").await == 0
-    })
-    .await;
+    wait_until("all to be published", PATIENCE, async || stack.unpublished().await == 0).await;
     let in_queue = stack.broker.ready().await;
     broker.kill(Server::RabbitMq).await;
     broker.wipe(Server::RabbitMq).await;
-    let unfinished = stack.count(published).await;
+    let unfinished = stack.published().await;
     broker.start_again(Server::RabbitMq).await;
     let healed = Instant::now();
     stack.wait_until_drained(RECOVERY_LIMIT).await;

@@ -131,7 +131,7 @@ async fn kill_at(point: &'static str, scene: Scene, passage: u32) -> Seen {
         posts: stack.receiver.received().len(),
         taken_again: taken_again(&stack),
         duplicates_on_the_wire: wire.duplicates(),
-        unknown_attempts: stack.count("SELECT count(*) FROM webhook_attempts WHERE outcome = 'unknown'").await,
+        unknown_attempts: stack.unknown_attempts().await,
     };
     stack.finish().await;
     seen
@@ -186,7 +186,7 @@ async fn lose_a_worker(stack: &mut Stack, url: &str) -> Burst {
 async fn wipe_the_broker(stack: &mut Stack, url: &str) -> Burst {
     let burst = Burst::start(&stack.client, url, WEBHOOKS, CONNECTIONS);
     wait_until("everything to be published", PATIENCE, async || {
-        let published = stack.count("SELECT count(*) FROM outbox WHERE published_at IS NOT NULL").await;
+        let published = stack.published().await;
         usize::try_from(published) == Ok(WEBHOOKS)
     })
     .await;

@@ -34,7 +34,7 @@ async fn a_worker_without_sockets_fails_no_attempt() {
     stack.wait_until_drained(PATIENCE).await;
 
     let waits = stack.workers[0].counter("outhook_worker_descriptor_waits_total").await;
-    let failed = stack.count("SELECT count(*) FROM webhook_attempts WHERE outcome <> 'success'").await;
+    let failed = stack.unsuccessful_attempts().await;
     report(&format!("worker without sockets: {waits} requests waited for one, {failed} attempts failed"));
     assert_eq!(failed, 0, "attempts failed for the worker's own want");
     stack.finish().await;

@@ -106,7 +106,7 @@ async fn messages_whose_confirms_are_lost_are_published_again_under_their_ids() 
         stack.relays[0].counter("outhook_relay_unconfirmed_total").await > 0.0
     })
     .await;
-    assert_eq!(stack.count("SELECT count(*) FROM harness.publications").await, 0, "recorded without a confirm");
+    assert_eq!(stack.publications().await, 0, "recorded without a confirm");
     wait_until("the connection to be closed", PATIENCE, async || proxy.ended_connections() >= connections).await;
     let lost = wire.messages();
 

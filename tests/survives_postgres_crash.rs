@@ -33,7 +33,7 @@ async fn postgres_crashes_under_load_and_starts_again() {
     let outcome = burst.outcome().await;
     stack.wait_until_drained(RECOVERY_LIMIT).await;
 
-    let unknown = stack.count("SELECT count(*) FROM webhook_attempts WHERE outcome = 'unknown'").await;
+    let unknown = stack.unknown_attempts().await;
     report(&format!(
         "Postgres crashed: {outcome:?}, {unknown} unknown, drained {:?} after the start",
         healed.elapsed()

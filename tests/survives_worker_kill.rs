@@ -72,7 +72,7 @@ async fn nothing_is_lost_when_workers_are_killed_under_load() {
     let outcome = burst.outcome().await;
     stack.wait_until_drained(2 * PATIENCE).await;
 
-    let unknown = stack.count("SELECT count(*) FROM webhook_attempts WHERE outcome = 'unknown'").await;
+    let unknown = stack.unknown_attempts().await;
     let posts = stack.receiver.received().len();
     report(&format!("worker: {KILLS} kills, {} accepted, {posts} POSTs, {unknown} unknown attempts", outcome.accepted));
     assert!(unknown > 0, "no kill hit a delivery under way");

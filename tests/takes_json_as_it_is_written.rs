@@ -70,7 +70,7 @@ async fn what_goes_beyond_a_limit_is_told_which() {
         let response = send(stack.client.request(body)).await.expect("the api answers");
         assert_says(case, &response, expected);
     }
-    assert_eq!(stack.count("SELECT count(*) FROM webhook_jobs").await, 0);
+    assert_eq!(stack.jobs().await, 0);
 }
 
 #[tokio::test]

@@ -163,8 +163,7 @@ impl Arena {
         load.flow.stop().await;
         self.known.keyed = load.keyed.stop().await;
         self.known.deeds = load.outsiders.stop().await;
-        let unfinished = "SELECT count(*) FROM webhook_jobs WHERE status IN ('pending', 'processing')";
-        let drained = async || (self.stack.count(unfinished).await == 0).then_some(());
+        let drained = async || (self.stack.unfinished().await == 0).then_some(());
         self.known.is_drained = look_for(DRAIN_LIMIT, drained).await.is_some();
         let took = healed.elapsed();
         self.known.seen = load.watch.stop().await;

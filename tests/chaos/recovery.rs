@@ -114,10 +114,7 @@ async fn broker_wiped(arena: &mut Arena) -> Recovery {
     for _ in 0..IN_FLIGHT {
         probes.push(post(arena, "").await);
     }
-    wait_until("all to be published", PATIENCE, async || {
-        arena.stack.count("SELECT count(*) FROM outbox WHERE published_at IS NULL").await == 0
-    })
-    .await;
+    wait_until("all to be published", PATIENCE, async || arena.stack.unpublished().await == 0).await;
     arena.servers.wipe(Service::RabbitMq).await;
     arena.servers.start_again(Service::RabbitMq).await;
     let since = Instant::now();

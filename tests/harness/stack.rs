@@ -1,5 +1,7 @@
 //! The whole of Outhook for one test: its own database, queue, processes and receiver.
 
+mod counts;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -405,8 +407,7 @@ impl Stack {
 
     /// Waits until every job is finished.
     pub async fn wait_until_drained(&self, timeout: Duration) {
-        let unfinished = "SELECT count(*) FROM webhook_jobs WHERE status IN ('pending', 'processing')";
-        wait_until("every job to be finished", timeout, async || self.count(unfinished).await == 0).await;
+        wait_until("every job to be finished", timeout, async || self.unfinished().await == 0).await;
     }
 
     /// Accepts so many webhooks from SQL, all in one transaction, and wakes the relays.
@@ -426,18 +427,12 @@ impl Stack {
     pub async fn cancel_the_rest(&self) {
         let cancel = "SELECT count(outhook.cancel(id))
             FROM (SELECT id FROM webhook_jobs WHERE status = 'pending' LIMIT 1000) AS jobs";
-        let unfinished = "SELECT count(*) FROM webhook_jobs WHERE status IN ('pending', 'processing')";
         wait_until("the rest to be cancelled", PATIENCE, async || {
             // Who is in the way of services, as so many at once may be, gives up and tries again.
             let _: Result<i64, _> = sqlx::query_scalar(cancel).fetch_one(self.pool()).await;
-            self.count(unfinished).await == 0
+            self.unfinished().await == 0
         })
         .await;
-    }
-
-    /// The number that a statement counts.
-    pub async fn count(&self, statement: &'static str) -> i64 {
-        sqlx::query_scalar(statement).fetch_one(self.pool()).await.expect("the statement counts")
     }
 
     /// The end of a good test: waits for quiet, checks every invariant, stops all in order and tidies up.
