@@ -3,9 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use harness::client::{Response, body, send};
+use harness::client::{Response, send};
 use harness::tcp_proxy::Direction;
-use harness::{Mode, PATIENCE, Program, Servers, Stack, TcpProxy, report, wait_until};
+use harness::{Mode, PATIENCE, Program, Servers, Stack, TcpProxy, Webhook, report, wait_until};
 use sqlx::{Postgres, Transaction};
 use uuid::Uuid;
 
@@ -33,7 +33,7 @@ async fn api() -> (Stack, TcpProxy) {
 
 async fn post(stack: &Stack, key: &str) -> Response {
     let started = Instant::now();
-    let response = send(stack.client.request(body("{}", TARGET, "")).header("Idempotency-Key", key)).await;
+    let response = send(stack.client.request(Webhook::to(TARGET)).header("Idempotency-Key", key)).await;
     assert!(started.elapsed() < LIMIT, "the answer took {:?}", started.elapsed());
     response.expect("the api answers")
 }
@@ -83,7 +83,7 @@ async fn an_api_that_starts_before_postgres_answers_meanwhile() {
     let id = Uuid::now_v7();
     let token = |request: reqwest::RequestBuilder| request.bearer_auth(stack.client.api_token());
     for request in [
-        stack.client.request(body("{}", TARGET, "")),
+        stack.client.request(Webhook::to(TARGET)),
         token(stack.client.get(&format!("/webhooks/{id}"))),
         token(stack.client.delete(id)),
         token(stack.client.get("/destinations/keys?destination=https://example.com")),

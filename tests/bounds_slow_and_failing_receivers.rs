@@ -76,7 +76,7 @@ async fn receivers_that_hang_delay_the_others_by_their_time_outs_at_most() {
         .start()
         .await;
     for _ in 0..HANGING {
-        stack.client.post_with("{}", &stack.receiver_url("?hang=1"), r#","max_attempts":1"#).await;
+        stack.client.post_webhook(&stack.webhook("?hang=1").max_attempts(1)).await;
         stack.post("{}", "").await;
     }
     stack.wait_until_drained(PATIENCE).await;

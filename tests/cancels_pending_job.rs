@@ -5,20 +5,14 @@ use std::time::Duration;
 
 use harness::client::send;
 use harness::{PATIENCE, Stack, report, wait_until};
+use outbox::service::clock;
 use sqlx::PgPool;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-/// An hour from now, as a request says it.
-async fn in_an_hour(pool: &PgPool) -> String {
-    let text = r#"SELECT to_char(now() AT TIME ZONE 'UTC' + interval '1 hour', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')"#;
-    sqlx::query_scalar(text).fetch_one(pool).await.expect("Postgres knows the time")
-}
-
 /// Posts a webhook that is due in an hour.
 async fn post_scheduled(stack: &Stack) -> Uuid {
-    let fields = format!(r#","deliver_at":"{}""#, in_an_hour(stack.pool()).await);
-    stack.client.post_with("{}", &stack.receiver_url(""), &fields).await.job_id
+    stack.client.post_webhook(&stack.webhook("").deliver_at(clock::now() + Duration::from_hours(1))).await.job_id
 }
 
 async fn cancel_in_sql(pool: &PgPool, id: Uuid) -> Option<bool> {

@@ -6,10 +6,6 @@ use std::collections::HashMap;
 use harness::{PATIENCE, Stack, report, wait_until};
 use uuid::Uuid;
 
-fn key(name: &str) -> String {
-    format!(r#","ordering_key":"{name}""#)
-}
-
 /// Insists that each key's webhooks were first received in order, and that none came before the one before
 /// it was done with.
 pub(crate) async fn assert_order(stack: &Stack, keys: &HashMap<String, Vec<Uuid>>) {
@@ -32,13 +28,17 @@ pub(crate) async fn assert_order(stack: &Stack, keys: &HashMap<String, Vec<Uuid>
     assert_eq!(stack.count(overlaps).await, 0, "two of a key were under way at once");
 }
 
+/// Posts a webhook of this ordering key.
+async fn post(stack: &Stack, query: &str, key: &str) -> Uuid {
+    stack.client.post_webhook(&stack.webhook(query).ordering_key(key)).await.job_id
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_retry_holds_the_next_ones_of_its_key_back_and_no_others() {
     let stack = Stack::start().await;
-    let url = stack.receiver_url("?fail_times=2");
-    let mut ids = vec![stack.client.post_with("{}", &url, &key("a")).await.job_id];
+    let mut ids = vec![post(&stack, "?fail_times=2", "a").await];
     for _ in 0..5 {
-        ids.push(stack.client.post_with("{}", &stack.receiver_url(""), &key("a")).await.job_id);
+        ids.push(post(&stack, "", "a").await);
     }
     let free = stack.post("{}", "").await.job_id;
     stack.wait_until_drained(PATIENCE).await;
@@ -53,9 +53,9 @@ async fn a_retry_holds_the_next_ones_of_its_key_back_and_no_others() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_ends_without_success_lets_the_next_one_go() {
     let stack = Stack::builder().env("RETRY_SCHEDULE", "1h").start().await;
-    let gone = stack.client.post_with("{}", &stack.receiver_url("?status=410"), &key("k")).await.job_id;
-    let retried = stack.client.post_with("{}", &stack.receiver_url("?status=500"), &key("k")).await.job_id;
-    let last = stack.client.post_with("{}", &stack.receiver_url(""), &key("k")).await.job_id;
+    let gone = post(&stack, "?status=410", "k").await;
+    let retried = post(&stack, "?status=500", "k").await;
+    let last = post(&stack, "", "k").await;
     wait_until("the first to end", PATIENCE, async || stack.client.job(gone).await["status"] == "failed").await;
     wait_until("the next to have failed once", PATIENCE, async || {
         let job = stack.client.job(retried).await;
@@ -113,7 +113,7 @@ async fn the_order_survives_kills_of_relays_and_workers() {
                 _ if round % 8 == 3 => "?delay_ms=500",
                 _ => "?delay_ms=5",
             };
-            let id = stack.client.post_with("{}", &stack.receiver_url(query), &key(&name)).await.job_id;
+            let id = post(&stack, query, &name).await;
             keys.entry(name).or_default().push(id);
         }
         if round % 8 == 3 {

@@ -20,7 +20,7 @@ async fn assert_second_signal_ends(process: &mut Process) {
 
 /// Sends all of a request but its last byte.
 async fn half_a_request(stack: &Stack) -> TcpStream {
-    let body = client::body("{}", &stack.receiver_url(""), "");
+    let body = stack.webhook("").body();
     let address = stack.client.url().trim_start_matches("http://");
     let head = format!(
         "POST /webhooks HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nX-Signature: {}\r\nContent-Length: {}\r\n\r\n",

@@ -1,7 +1,7 @@
 //! Whatever is refused, and by whom: the answer is the error that every other refusal is, and says what is missing.
 
-use harness::Stack;
-use harness::client::{Response, body, send};
+use harness::client::{Response, send};
+use harness::{Stack, Webhook};
 use reqwest::Method;
 use serde_json::Value;
 use uuid::Uuid;
@@ -94,7 +94,7 @@ async fn there_must_be_one_host() {
 async fn a_401_says_what_it_wants_and_bearer_may_be_written_in_any_case() {
     let stack = api().await;
     let path = format!("/webhooks/{}", Uuid::now_v7());
-    let without_signature = send(stack.client.unsigned_request().body(body("{}", TARGET, ""))).await;
+    let without_signature = send(stack.client.unsigned_request().body(Webhook::to(TARGET).body())).await;
     let without_token = send(stack.client.get(&path)).await;
     for response in [without_signature, without_token].map(|response: Result<Response, _>| response.expect("an answer"))
     {

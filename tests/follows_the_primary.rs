@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use harness::client::{body, send};
+use harness::client::send;
 use harness::servers::Server;
-use harness::{PATIENCE, Servers, Stack, TcpProxy, report, wait_until};
+use harness::{PATIENCE, Servers, Stack, TcpProxy, Webhook, report, wait_until};
 use sqlx::AssertSqlSafe;
 
 const RELOAD: &str = "SELECT pg_reload_conf()";
@@ -12,7 +12,7 @@ const RELOAD: &str = "SELECT pg_reload_conf()";
 const TARGET: &str = "http://127.0.0.1:9/hook";
 
 async fn status_of_a_post(stack: &Stack) -> u16 {
-    send(stack.client.request(body("{}", TARGET, ""))).await.expect("the api answers").status
+    send(stack.client.request(Webhook::to(TARGET))).await.expect("the api answers").status
 }
 
 /// What a promise of seconds is, on a busy machine.

@@ -150,13 +150,11 @@ async fn enqueue_for_later(stack: &Stack, url: &str) -> Uuid {
     sqlx::query_scalar(statement).bind(url).fetch_one(stack.pool()).await.expect("it is taken")
 }
 
-const KEY: &str = r#","ordering_key":"k""#;
-
 /// The scheduled one waits for its time and for nothing else, and nobody waits for it until then.
 async fn overtake_a_scheduled_one(stack: Stack, its_url: &str) {
     let scheduled = enqueue_for_later(&stack, its_url).await;
     for _ in 0..3 {
-        let id = stack.client.post_with("{}", &stack.receiver_url(""), KEY).await.job_id;
+        let id = stack.client.post_webhook(&stack.webhook("").ordering_key("k")).await.job_id;
         let what = "a webhook beside one of its key that is due in an hour";
         wait_until(what, AT_ONCE, async || !stack.deliveries(id).is_empty()).await;
     }

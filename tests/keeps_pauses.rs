@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use harness::{PATIENCE, Stack, look_for, wait_until};
+use harness::{PATIENCE, Stack, Webhook, look_for, wait_until};
 use time::OffsetDateTime;
 
 /// What was under way when a pause was asked for may still arrive for so long.
@@ -104,7 +104,7 @@ async fn a_probe_that_is_told_to_wait_is_heard() {
         .start()
         .await;
     for _ in 0..3 {
-        stack.client.post_with("{}", &stack.receiver.url("/down?status=500"), r#","max_attempts":1"#).await;
+        stack.client.post_webhook(&Webhook::to(&stack.receiver.url("/down?status=500")).max_attempts(1)).await;
     }
     wait_until("the breaker to open", PATIENCE, async || {
         stack.count("SELECT count(*) FROM destinations WHERE state = 'open'").await == 1

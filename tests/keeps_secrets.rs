@@ -4,9 +4,9 @@
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use harness::certificates::Authority;
-use harness::client::{body, send};
+use harness::client::send;
 use harness::signing::{random_key, stack, v1_key, v1a_key};
-use harness::{PATIENCE, RawServer, Stack};
+use harness::{PATIENCE, RawServer, Stack, Webhook};
 use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
@@ -53,7 +53,7 @@ async fn no_secret_is_seen_in_psql_logs_or_answers() {
         let set = json!({ "client_url": url, "scheme": scheme, "secret": secret });
         answers.push(stack.client.put_key(&set).await.body);
     }
-    let accepted = stack.client.post_with("{}", &url, &format!(r#","signing_secret":"{own}""#)).await;
+    let accepted = stack.client.post_webhook(&Webhook::to(&url).signing_secret(&own)).await;
     stack.client.post("{}", &url).await;
     // One that is refused must not be repeated either.
     for (name, value) in [("overlap_sec", json!(-1)), ("scheme", json!("v1a")), ("destination", json!(url))] {
@@ -63,7 +63,7 @@ async fn no_secret_is_seen_in_psql_logs_or_answers() {
         assert_eq!(response.status, 422, "{}", response.body);
         answers.push(response.body);
     }
-    let broken = body("{}", &url, &format!(r#","signing_secret":"{refused}!""#));
+    let broken = Webhook::to(&url).signing_secret(&format!("{refused}!"));
     answers.push(send(stack.client.request(broken)).await.expect("an answer").body);
     stack.wait_until_drained(PATIENCE).await;
 
@@ -122,11 +122,7 @@ async fn without_a_key_to_seal_with_no_secret_is_taken() {
     let url = stack.receiver_url("");
     let refused = [
         stack.client.put_key(&json!({ "client_url": url, "scheme": "v1", "secret": v1_key() })).await,
-        stack
-            .client
-            .try_post(body("{}", &url, &format!(r#","signing_secret":"{}""#, v1_key())), None)
-            .await
-            .expect("an answer"),
+        send(stack.client.request(Webhook::to(&url).signing_secret(&v1_key()))).await.expect("an answer"),
     ];
     for response in refused {
         assert_eq!(response.status, 501, "{}", response.body);

@@ -3,9 +3,9 @@
 
 use harness::attempts::{attempts, enqueue, status_and_error};
 use harness::certificates::{Authority, Identity, bundle};
-use harness::client::{body, send};
+use harness::client::send;
 use harness::forward_proxy::forward_proxy;
-use harness::{PATIENCE, RawServer, Stack, StackBuilder};
+use harness::{PATIENCE, RawServer, Stack, StackBuilder, Webhook};
 use tempfile::TempDir;
 
 /// A file of this text, and its path.
@@ -167,7 +167,7 @@ async fn a_proxy_of_the_environment_is_ignored() {
     // Nor for https, whatever comes of that, nor for a name.
     deliver(&stack, &stack.receiver_url("").replace("http:", "https:")).await;
     deliver(&stack, "http://receiver.invalid/").await;
-    let response = send(stack.client.request(body("{}", "http://10.0.0.1/", ""))).await.expect("the api answers");
+    let response = send(stack.client.request(Webhook::to("http://10.0.0.1/"))).await.expect("the api answers");
     assert_eq!(response.status, 422);
     assert_eq!(proxy.connections(), 0, "the environment's proxy was used");
     stack.finish().await;

@@ -2,7 +2,7 @@
 //! connections wait than there are for it, however long it lasts and whoever calls.
 
 use futures_util::future::join_all;
-use harness::client::{Response, body, send};
+use harness::client::{Response, send};
 use harness::servers::Server;
 use harness::{PATIENCE, Servers, Stack, report, wait_until};
 use sqlx::AssertSqlSafe;
@@ -32,7 +32,7 @@ async fn wait_for_standby(stack: &Stack, name: &str) {
 }
 
 async fn post(stack: &Stack, key: &str) -> Response {
-    let request = stack.client.request(body("{}", &stack.receiver_url(""), "")).header("Idempotency-Key", key);
+    let request = stack.client.request(stack.webhook("")).header("Idempotency-Key", key);
     send(request).await.expect("the api answers")
 }
 

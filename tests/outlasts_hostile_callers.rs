@@ -4,8 +4,8 @@
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use harness::client::{Response, body, send};
-use harness::{PATIENCE, Stack, StackBuilder, report, wait_until};
+use harness::client::{Response, send};
+use harness::{PATIENCE, Stack, StackBuilder, Webhook, report, wait_until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -49,7 +49,7 @@ static ALMOST_ALL: [u8; MIB - 10] = [b' '; MIB - 10];
 /// Posts a webhook; the next one comes by another connection. So does the first after one that came before strangers
 /// did: a connection that is kept may be closed as its next request comes.
 async fn post(stack: &Stack) -> Response {
-    let request = stack.client.request(body("{}", TARGET, "")).header("Connection", "close");
+    let request = stack.client.request(Webhook::to(TARGET)).header("Connection", "close");
     send(request).await.expect("the api answers")
 }
 
@@ -178,7 +178,7 @@ async fn connections_that_use_up_the_file_descriptors_make_way() {
 async fn a_caller_keeps_the_connection_that_strangers_want() {
     let stack = api().env("MAX_CONNECTIONS", "16").start().await;
     assert_served(&stack, "before").await;
-    let text = body("{}", TARGET, "");
+    let text = Webhook::to(TARGET).body();
     let signature = stack.client.sign(text.as_bytes());
     let head = format!(
         "POST /webhooks HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nX-Signature: {signature}\r\nContent-Length: {}\r\n\r\n",

@@ -4,8 +4,8 @@
 use std::collections::HashMap;
 
 use harness::attempts::enqueue;
-use harness::client::{body, send};
-use harness::{PATIENCE, RawServer, Stack};
+use harness::client::send;
+use harness::{PATIENCE, RawServer, Stack, Webhook};
 use sqlx::PgPool;
 use uuid::Uuid;
 
@@ -89,7 +89,7 @@ async fn path_and_query_are_sent_as_they_were_written_or_refused() {
     }
     for (written, said) in REFUSED {
         let url = format!("{origin}{written}");
-        let response = send(stack.client.request(body("{}", &url, ""))).await.expect("the api answers");
+        let response = send(stack.client.request(Webhook::to(&url))).await.expect("the api answers");
         assert_eq!(response.status, 422, "{url}: {}", response.body);
         let message = response.json()["error"]["message"].as_str().expect("a message").to_owned();
         assert!(message.starts_with("client_url: the URL") && message.contains(said), "{url}: {message}");
@@ -179,7 +179,7 @@ fn corpus() -> Vec<String> {
 
 /// What is stored, as URL and destination; or why nothing is.
 async fn by_http(stack: &Stack, url: &str) -> Result<(String, String), String> {
-    let response = send(stack.client.request(body("{}", url, ""))).await.expect("the api answers");
+    let response = send(stack.client.request(Webhook::to(url))).await.expect("the api answers");
     match response.status {
         202 => Ok(stored(stack.pool(), response.job_id()).await),
         422 => Err(response.body),

@@ -40,8 +40,8 @@ fn with_white_space(mut environment: Environment) -> Environment {
 /// api and the worker on what is sealed.
 async fn assert_secrets_are_understood(default: &str, stack: Stack) {
     let own = v1_key();
-    for (key, fields) in [(default, String::new()), (&own, format!(r#","signing_secret":"{own}""#))] {
-        let job_id = stack.client.post_with("{}", &stack.receiver_url(""), &fields).await.job_id;
+    for (key, webhook) in [(default, stack.webhook("")), (&own, stack.webhook("").signing_secret(&own))] {
+        let job_id = stack.client.post_webhook(&webhook).await.job_id;
         stack.wait_until_drained(PATIENCE).await;
         assert_eq!(stack.client.job(job_id).await["status"], "success");
         assert!(verifies(key, &stack.deliveries(job_id)[0]));

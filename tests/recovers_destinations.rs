@@ -5,7 +5,7 @@ use std::time::Duration;
 use harness::latency::{median, one_at_a_time};
 use harness::load::Flow;
 use harness::raw_server::{listen_on_hosts, url_of};
-use harness::{PATIENCE, RawServer, Stack, look_for, report, wait_until};
+use harness::{PATIENCE, RawServer, Stack, Webhook, look_for, report, wait_until};
 use tokio::time::Instant;
 
 /// What a webhook takes at the most, in the middle of some, when nothing is in its way: some ten milliseconds, and
@@ -68,7 +68,7 @@ async fn a_probe_is_not_spent_on_what_waits_for_its_turn() {
         .start()
         .await;
     let failing = stack.receiver_url("?fail_times=1");
-    stack.client.post_with("{}", &failing, r#","ordering_key":"k""#).await;
+    stack.client.post_webhook(&Webhook::to(&failing).ordering_key("k")).await;
     for _ in 0..2 {
         stack.client.post("{}", &failing).await;
     }
@@ -97,7 +97,7 @@ async fn a_callers_own_haste_says_nothing_about_the_destination() {
         .await;
     let url = stack.receiver_url("?delay_ms=250");
     for _ in 0..HASTY {
-        stack.client.post_with("{}", &url, r#","timeout_ms":100,"max_attempts":1"#).await;
+        stack.client.post_webhook(&Webhook::to(&url).timeout_ms(100).max_attempts(1)).await;
     }
     wait_until("the hasty to have given up", PATIENCE, async || {
         stack.count("SELECT count(*) FROM webhook_jobs WHERE status = 'failed'").await == HASTY
@@ -121,7 +121,7 @@ async fn a_probe_goes_to_what_has_not_failed_yet() {
         .start()
         .await;
     for _ in 0..10 {
-        stack.client.post_with("{}", &stack.receiver.url("/bad?status=500"), r#","max_attempts":100"#).await;
+        stack.client.post_webhook(&Webhook::to(&stack.receiver.url("/bad?status=500")).max_attempts(100)).await;
     }
     wait_until_open(&stack).await;
     let good = stack.client.post("{}", &stack.receiver.url("/good")).await.job_id;

@@ -4,8 +4,8 @@ mod bodies;
 
 use std::time::{Duration, Instant};
 
-use harness::client::{Response, body, send};
-use harness::{Client, Stack};
+use harness::client::{Response, send};
+use harness::{Client, Stack, Webhook};
 use reqwest::{Method, RequestBuilder};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -54,7 +54,7 @@ fn assert_error(case: &str, response: &Response, status: u16, code: &str) {
 async fn requests_that_are_not_signed_by_a_known_secret() {
     let stack = api().await;
     let client = &stack.client;
-    let good_body = body(r#"{"a": 1}"#, TARGET, "");
+    let good_body = Webhook::to(TARGET).payload(r#"{"a": 1}"#).body();
     let good = client.sign(good_body.as_bytes());
     let re_serialised =
         client.sign(serde_json::from_str::<Value>(&good_body).expect("it is JSON").to_string().as_bytes());
@@ -98,7 +98,7 @@ async fn requests_that_are_not_signed_by_a_known_secret() {
 async fn requests_to_the_wrong_place_or_of_the_wrong_kind() {
     let stack = api().await;
     let client = &stack.client;
-    let good = || body("{}", TARGET, "");
+    let good = || Webhook::to(TARGET).body();
     let typed = |content_type: &str| retyped(client, good(), content_type);
     let unknown = uuid::Uuid::now_v7();
     let token = client.api_token();
@@ -197,7 +197,7 @@ async fn http_that_is_broken() {
 #[tokio::test]
 async fn chunks_with_a_length_are_read_as_chunks() {
     let stack = api().await;
-    let body = body("{}", TARGET, "");
+    let body = Webhook::to(TARGET).body();
     let signature = format!("X-Signature: {}\r\n", stack.client.sign(body.as_bytes()));
     let chunks = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
     for lengths in [
@@ -250,7 +250,7 @@ async fn an_answer_before_the_body_was_read_says_that_it_ends_the_connection() {
         assert!(answer.contains("\r\nconnection: close\r\n"), "{head}: {answer}");
     }
     // And not otherwise.
-    let bad = send(stack.client.request(body("{}", "nowhere", ""))).await.expect("the api answers");
+    let bad = send(stack.client.request(Webhook::to("nowhere"))).await.expect("the api answers");
     assert_eq!((bad.status, bad.headers.get("connection")), (422, None));
     assert_stored_is_accepted(&stack).await;
 }

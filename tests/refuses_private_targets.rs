@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use harness::attempts::{attempts, enqueue, insert, status_and_error};
-use harness::client::{body, send};
-use harness::{PATIENCE, RawServer, Stack, wait_until};
+use harness::client::send;
+use harness::{PATIENCE, RawServer, Stack, Webhook, wait_until};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 use uuid::Uuid;
@@ -120,7 +120,7 @@ async fn every_spelling_of_a_private_address_is_refused_at_the_door() {
     let own = format!("{}/webhooks", stack.client.url());
     let urls: Vec<String> = urls(listener.address().port()).into_iter().chain([own]).collect();
     for url in &urls {
-        let response = send(stack.client.request(body("{}", url, ""))).await.expect("the api answers");
+        let response = send(stack.client.request(Webhook::to(url))).await.expect("the api answers");
         assert_eq!(response.status, 422, "{url}: {}", response.body);
         let message = response.json()["error"]["message"].to_string();
         assert!(message.contains("client_url: the "), "{url}: {message}");
@@ -158,7 +158,7 @@ async fn whatever_gets_past_the_door_is_refused_by_the_worker_and_nothing_is_sen
     for name in names_of_this_machine() {
         let url = format!("http://{name}:{port}/hook");
         // The api does not resolve names: it may take these. They may lead elsewhere later, so there is another attempt.
-        jobs.push((stack.client.post_with("{}", &url, r#","max_attempts":1"#).await.job_id, url));
+        jobs.push((stack.client.post_webhook(&Webhook::to(&url).max_attempts(1)).await.job_id, url));
     }
     stack.wait_until_drained(PATIENCE).await;
 
@@ -220,7 +220,7 @@ async fn networks_schemes_and_ports_that_are_forbidden_are_refused_at_both_ends(
         ("allow_ports", "ALLOW_PORTS", format!("443,{other}"), &http, "port is not one of ALLOW_PORTS"),
     ] {
         let stack = Stack::builder().named(case).env(variable, &value).env("MAX_RETRIES", "1").start().await;
-        let response = send(stack.client.request(body("{}", url, ""))).await.expect("the api answers");
+        let response = send(stack.client.request(Webhook::to(url))).await.expect("the api answers");
         assert_eq!(response.status, 422, "{case}: {}", response.body);
         assert!(response.body.contains(expected), "{case}: {}", response.body);
 

@@ -104,7 +104,7 @@ async fn the_backoff_has_full_jitter_and_doubles() {
 async fn it_fails_when_its_attempts_are_used_up() {
     let stack = Stack::builder().env("MAX_RETRIES", "3").start().await;
     let default = stack.post("{}", "?status=503").await.job_id;
-    let own = stack.client.post_with("{}", &stack.receiver_url("?status=404"), r#","max_attempts":2"#).await.job_id;
+    let own = stack.client.post_webhook(&stack.webhook("?status=404").max_attempts(2)).await.job_id;
 
     for (id, attempts_in_all, status) in [(default, 3, 503), (own, 2, 404)] {
         let job = finished(&stack, id).await;

@@ -2,8 +2,8 @@
 //! nobody anything.
 
 use futures_util::future::{join, join_all};
-use harness::client::{Response, body, send};
-use harness::{PATIENCE, Stack, wait_until};
+use harness::client::{Response, send};
+use harness::{PATIENCE, Stack, Webhook, wait_until};
 use sqlx::AssertSqlSafe;
 
 const TARGET: &str = "http://127.0.0.1:9/hook";
@@ -59,7 +59,7 @@ const END_SESSIONS: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activi
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_says_why_no_webhook_can_be_accepted() {
     let stack = api().await;
-    let post = async || send(stack.client.request(body("{}", TARGET, ""))).await.expect("the api answers").status;
+    let post = async || send(stack.client.request(Webhook::to(TARGET))).await.expect("the api answers").status;
     for (obstacle, mend, why) in OBSTACLES {
         run(&stack, obstacle).await;
         run(&stack, END_SESSIONS).await;

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use harness::{Mode, PATIENCE, Stack, TcpProxy, report, wait_until};
+use harness::{Mode, PATIENCE, Stack, TcpProxy, Webhook, report, wait_until};
 use time::OffsetDateTime;
 
 /// Requests that one worker has under way at once, in these tests.
@@ -163,9 +163,8 @@ async fn one_workers_finding_holds_for_all() {
     let stack = stack().relays(2).workers(2).worker_env("BREAKER_FAILURES", "3").start().await;
     let (proxy, url) = TcpProxy::before(&stack.receiver_url("")).await;
     proxy.set(Mode::Reset);
-    let body = r#","max_attempts":2"#;
     for _ in 0..10 {
-        stack.client.post_with("{}", &url, body).await;
+        stack.client.post_webhook(&Webhook::to(&url).max_attempts(2)).await;
     }
     wait_until("the breaker to open", PATIENCE, async || state_of_sick(&stack).await.contains("open")).await;
     wait_until("webhooks to be held", PATIENCE, async || {

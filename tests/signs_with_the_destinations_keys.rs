@@ -7,7 +7,7 @@ use std::sync::Arc;
 use harness::signing::{
     github_signature, random_key, stack, v1_key, v1a_key, verifies, verifies_publicly, with_public_key,
 };
-use harness::{PATIENCE, Stack, TcpProxy, report, wait_until};
+use harness::{PATIENCE, Stack, TcpProxy, Webhook, report, wait_until};
 use receiver::Received;
 use reqwest::Method;
 use serde_json::json;
@@ -17,9 +17,9 @@ use uuid::Uuid;
 /// The exit code of `scripts/verify-delivery` where the reference implementation cannot be had.
 const NOT_TO_BE_HAD: i32 = 77;
 
-/// Posts to this URL, and waits for the delivery.
-async fn deliver(stack: &Stack, url: &str, fields: &str) -> Arc<Received> {
-    let job_id = stack.client.post_with("{ \"a\": 1 }", url, fields).await.job_id;
+/// Posts this with a payload, and waits for the delivery.
+async fn deliver(stack: &Stack, webhook: Webhook) -> Arc<Received> {
+    let job_id = stack.client.post_webhook(&webhook.payload("{ \"a\": 1 }")).await.job_id;
     stack.wait_until_drained(PATIENCE).await;
     Arc::clone(stack.deliveries(job_id).last().expect("it was delivered"))
 }
@@ -37,9 +37,9 @@ async fn a_destinations_key_signs_its_own_deliveries_and_no_others() {
     let (url, other) = (stack.receiver_url("?a=1"), format!("http://{}/hook", proxy.address()));
     stack.client.set_key(&stack.receiver_url(""), "v1", &own, 0).await;
 
-    let delivery = deliver(&stack, &url, "").await;
+    let delivery = deliver(&stack, Webhook::to(&url)).await;
     assert!(verifies(&own, &delivery) && !verifies(&default, &delivery), "{:?}", delivery.headers);
-    let delivery = deliver(&stack, &other, "").await;
+    let delivery = deliver(&stack, Webhook::to(&other)).await;
     assert!(verifies(&default, &delivery) && !verifies(&own, &delivery), "{:?}", delivery.headers);
     stack.finish().await;
 }
@@ -52,7 +52,7 @@ async fn in_a_rotation_old_and_new_verifiers_accept_until_the_overlap_ends() {
     stack.client.set_key(&url, "v1", &old, 0).await;
     let new_id = stack.client.set_key(&url, "v1", &new, 3_600).await;
 
-    let delivery = deliver(&stack, &url, "").await;
+    let delivery = deliver(&stack, Webhook::to(&url)).await;
     assert_eq!(signatures(&delivery).len(), 2);
     assert!(verifies(&old, &delivery) && verifies(&new, &delivery), "{:?}", delivery.headers);
     assert!(!verifies(&default, &delivery));
@@ -61,7 +61,7 @@ async fn in_a_rotation_old_and_new_verifiers_accept_until_the_overlap_ends() {
     let newest_id = stack.client.set_key(&url, "v1", &newest, 1).await;
     let expired = "SELECT count(*) FROM outhook.signing_keys WHERE state = 'expired'";
     wait_until("the overlap to end", PATIENCE, async || stack.count(expired).await == 2).await;
-    let delivery = deliver(&stack, &url, "").await;
+    let delivery = deliver(&stack, Webhook::to(&url)).await;
     assert_eq!(signatures(&delivery).len(), 1);
     assert!(verifies(&newest, &delivery), "{:?}", delivery.headers);
 
@@ -70,7 +70,7 @@ async fn in_a_rotation_old_and_new_verifiers_accept_until_the_overlap_ends() {
     assert_eq!((&shown[0]["key_id"], shown[0]["expires_at"].is_null()), (&newest_id.as_str().into(), true));
     assert_eq!((&shown[1]["key_id"], shown[1]["expires_at"].is_string()), (&new_id.as_str().into(), true));
     stack.client.remove_key(&newest_id).await;
-    let delivery = deliver(&stack, &url, "").await;
+    let delivery = deliver(&stack, Webhook::to(&url)).await;
     assert!(verifies(&default, &delivery) && !verifies(&newest, &delivery), "a removed key signs nothing more");
     stack.finish().await;
 }
@@ -82,14 +82,14 @@ async fn a_jobs_own_key_signs_all_its_attempts_and_no_other_jobs() {
     let url = stack.receiver_url("?fail_times=1");
     stack.client.set_key(&url, "v1", &destination, 0).await;
 
-    let delivery = deliver(&stack, &url, &format!(r#","signing_secret":"{own}""#)).await;
+    let delivery = deliver(&stack, Webhook::to(&url).signing_secret(&own)).await;
     let job_id: Uuid = delivery.job_id.as_deref().expect("an id").parse().expect("a UUID");
     let deliveries = stack.deliveries(job_id);
     assert_eq!(deliveries.len(), 2, "one that failed and its retry");
     assert!(deliveries.iter().all(|it| verifies(&own, it) && !verifies(&destination, it)));
-    assert!(verifies(&destination, &*deliver(&stack, &url, "").await));
+    assert!(verifies(&destination, &*deliver(&stack, Webhook::to(&url)).await));
 
-    let asymmetric = deliver(&stack, &url, &format!(r#","signing_secret":"{}""#, v1a_key())).await;
+    let asymmetric = deliver(&stack, Webhook::to(&url).signing_secret(&v1a_key())).await;
     assert!(signatures(&asymmetric).iter().all(|it| it.starts_with("v1a,")), "{:?}", asymmetric.headers);
     stack.finish().await;
 }
@@ -106,7 +106,7 @@ async fn asymmetric_and_github_keys_sign_as_their_receivers_expect() {
     let new_public = shown[1]["public_key"].as_str().expect("it has one");
     assert!(shown[0]["public_key"].is_null(), "GitHub's scheme has none: {shown:?}");
 
-    let delivery = deliver(&stack, &url, "").await;
+    let delivery = deliver(&stack, Webhook::to(&url)).await;
     for public in [old_public.as_str(), new_public] {
         assert!(verifies_publicly(public, &delivery), "{:?}", delivery.headers);
     }
@@ -126,13 +126,13 @@ async fn an_asymmetric_key_is_one_in_both_its_forms() {
     let second = stack.client.set_key(&url, "v1a", &with_public_key, 3_600).await;
     assert_eq!(first, second, "a rotation from the key to itself");
     assert_eq!(stack.client.keys(&url).await.len(), 1);
-    assert_eq!(signatures(&*deliver(&stack, &url, "").await).len(), 1);
+    assert_eq!(signatures(&*deliver(&stack, Webhook::to(&url)).await).len(), 1);
 
     // In two rows it is still one.
     let again = "INSERT INTO destination_keys (id, scheme, destination, sealed)
         SELECT gen_random_uuid(), scheme, destination, sealed FROM destination_keys";
     sqlx::query(again).execute(stack.pool()).await.expect("the owner may do it");
-    let delivery = deliver(&stack, &url, "").await;
+    let delivery = deliver(&stack, Webhook::to(&url)).await;
     assert_eq!(signatures(&delivery).len(), 1, "{:?}", delivery.headers);
     stack.finish().await;
 }
@@ -145,7 +145,7 @@ async fn a_key_that_cannot_be_opened_stops_the_delivery_until_it_can() {
     let url = stack.receiver_url("");
     stack.client.set_key(&url, "v1", &destination, 0).await;
     let by_destination = stack.post("{}", "").await.job_id;
-    let by_own = stack.client.post_with("{}", &url, &format!(r#","signing_secret":"{own}""#)).await.job_id;
+    let by_own = stack.client.post_webhook(&Webhook::to(&url).signing_secret(&own)).await.job_id;
 
     for (job_id, owner) in [(by_destination, "destination"), (by_own, "job")] {
         let expected = format!("not sent: the {owner}'s signing key cannot be opened: it ");
@@ -201,7 +201,7 @@ async fn the_reference_implementation_accepts_a_delivery() {
     let url = stack.receiver_url("");
     stack.client.set_key(&url, "v1", &old, 0).await;
     stack.client.set_key(&url, "v1", &new, 60).await;
-    let delivery = deliver(&stack, &url, "").await;
+    let delivery = deliver(&stack, Webhook::to(&url)).await;
     let mut skipped = false;
     for (secret, expected) in [(&old, 0), (&new, 0), (&v1_key(), 1)] {
         let status = verify_with_reference(secret, &delivery).await;

@@ -76,7 +76,7 @@ async fn a_record_that_is_refused_is_one_of_a_lost_worker_in_the_end() {
     .await
     .expect("the owner may");
     let refused = stack.post("{}", "").await.job_id;
-    let other = stack.client.post_with("{}", &stack.receiver_url("?status=500"), r#","max_attempts":1"#).await.job_id;
+    let other = stack.client.post_webhook(&stack.webhook("?status=500").max_attempts(1)).await.job_id;
     let recorded = "SELECT count(*) FROM webhook_attempts WHERE outcome = 'failed'";
     wait_until("the other's record", PATIENCE, async || stack.count(recorded).await == 1).await;
     assert_eq!(stack.client.job(other).await["status"], "failed");

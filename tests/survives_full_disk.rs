@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use harness::client::{body, send};
+use harness::client::send;
 use harness::load::Burst;
 use harness::servers::Server;
 use harness::small_disk::SmallDisk;
@@ -40,7 +40,7 @@ async fn postgres_has_no_space_left_and_gets_some_again() {
     disk.fill();
 
     let refused = wait_for("a 503", PATIENCE, async || {
-        let request = stack.client.request(body("{}", &stack.receiver_url(""), ""));
+        let request = stack.client.request(stack.webhook(""));
         let response = send(request.header("Idempotency-Key", "meanwhile")).await.expect("the api answers");
         (response.status == 503).then_some(response)
     })

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use futures_util::{StreamExt, stream};
 use harness::load::Burst;
-use harness::{PATIENCE, Program, Stack, report, wait_until};
+use harness::{PATIENCE, Program, Stack, Webhook, report, wait_until};
 
 const WEBHOOKS: usize = 60;
 const CONNECTIONS: usize = 8;
@@ -115,8 +115,9 @@ async fn kill_at(point: &'static str, scene: Scene, passage: u32) -> Seen {
     } else {
         // Ready before the traffic, or all of it would come as one batch.
         doomed.wait_for_word("ready").await;
-        let fields = if matches!(scene, Scene::Ordered) { r#","ordering_key":"one""# } else { "" };
-        Burst::start_with(&stack.client, &url, WEBHOOKS, CONNECTIONS, fields)
+        let webhook = Webhook::to(&url);
+        let webhook = if matches!(scene, Scene::Ordered) { webhook.ordering_key("one") } else { webhook };
+        Burst::start_like(&stack.client, &webhook, WEBHOOKS, CONNECTIONS)
     };
     doomed.wait_for_kill_point(point, PATIENCE).await;
     start(&mut stack, program).await;

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use harness::client::{body, send};
+use harness::client::send;
 use harness::load::Burst;
 use harness::servers::Server;
 use harness::{PATIENCE, Servers, Stack, report, wait_for, wait_until};
@@ -22,7 +22,7 @@ async fn postgres_crashes_under_load_and_starts_again() {
     burst.wait_for(WEBHOOKS / 3).await;
     postgres.kill(Server::Postgres).await;
 
-    let request = stack.client.request(body("{}", &stack.receiver_url(""), "")).header("Idempotency-Key", "meanwhile");
+    let request = stack.client.request(stack.webhook("")).header("Idempotency-Key", "meanwhile");
     let meanwhile = send(request).await.expect("the api answers");
     assert_eq!((meanwhile.status, &meanwhile.headers["retry-after"]), (503, &"1".parse().expect("a value")));
     let health = send(stack.client.get("/health")).await.expect("the api answers");

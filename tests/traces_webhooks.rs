@@ -4,9 +4,9 @@
 
 mod useless_collectors;
 
-use harness::client::{body, send};
+use harness::client::send;
 use harness::collector::{Collector, Span};
-use harness::{PATIENCE, Stack, StackBuilder, wait_until};
+use harness::{PATIENCE, Stack, StackBuilder, Webhook, wait_until};
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use rustix::process::Signal;
 use uuid::Uuid;
@@ -20,7 +20,7 @@ fn traced(collector: &Collector) -> StackBuilder {
 
 /// Posts a webhook as part of a caller's trace, under a key that goes by the receiver's query.
 async fn post_in(stack: &Stack, traceparent: &str, query: &str) -> Uuid {
-    let request = stack.client.request(body("{}", &stack.receiver_url(query), "")).header("traceparent", traceparent);
+    let request = stack.client.request(stack.webhook(query)).header("traceparent", traceparent);
     let request = if query.is_empty() { request } else { request.header("idempotency-key", query) };
     let id = send(request).await.expect("the api answers").job_id();
     stack.client.remember(id, Some("{}"));
@@ -174,12 +174,12 @@ async fn no_trace_says_where_a_webhook_goes_or_what_it_carries() {
     let receiver = stack.receiver_url("?query=secret-4712");
     let host = receiver.split('/').nth(2).expect("a URL has a host").to_owned();
     let (refused, unknown) = ("http://10.11.12.13/path-4713", "http://receiver-4714.invalid/path-4713");
-    let fields = r#","headers":{"X-Secret":"header-4715"},"ordering_key":"key-4716""#;
     let mut jobs = Vec::new();
     // From SQL, since the api would not take it.
     stack.enqueue(refused, payload, 1).await;
     for url in [&receiver, unknown] {
-        jobs.push(stack.client.post_with(payload, url, fields).await.job_id);
+        let webhook = Webhook::to(url).payload(payload).header("X-Secret", "header-4715").ordering_key("key-4716");
+        jobs.push(stack.client.post_webhook(&webhook).await.job_id);
     }
     stack.wait_until_drained(PATIENCE).await;
     for id in jobs {

@@ -133,7 +133,7 @@ async fn postgres_back(arena: &mut Arena) -> [Recovery; 2] {
     arena.servers.start_again(Service::Postgres).await;
     let since = Instant::now();
     wait_until("a webhook to be accepted", PATIENCE, async || {
-        let body = harness::client::body("{}", &arena.stack.receiver_url(""), "");
+        let body = arena.stack.webhook("").body();
         arena.stack.client.try_post(body, Some("{}")).await.is_ok_and(|response| response.status == 202)
     })
     .await;

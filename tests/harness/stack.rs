@@ -17,7 +17,7 @@ use crate::database::Database;
 pub use crate::environment::Environment;
 use crate::processes::Process;
 use crate::wait::PATIENCE;
-use crate::{Accepted, Client};
+use crate::{Accepted, Client, Webhook};
 
 /// A running Outhook.
 pub struct Stack {
@@ -72,6 +72,12 @@ impl Stack {
     #[must_use]
     pub fn url_of(&self, role: &str) -> String {
         self.database.url_of(role)
+    }
+
+    /// A webhook for this stack's receiver; the query says how that answers.
+    #[must_use]
+    pub fn webhook(&self, query: &str) -> Webhook {
+        Webhook::to(&self.receiver_url(query))
     }
 
     /// Posts a webhook for this stack's receiver; the query says how that answers. `payload` is JSON text.
