@@ -13,7 +13,7 @@ const SECRET: &str = "a secret of 24 bytes or so";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fifty_equal_requests_at_once_are_one_job() {
-    let stack = Stack::builder("fifty_equal_requests").start().await;
+    let stack = Stack::start().await;
     let text = body(r#"{"order":1}"#, &stack.receiver_url(""), "");
     let requests = (0..50).map(|_| send(stack.client.request(text.clone()).header("Idempotency-Key", "order-1")));
     let responses = join_all(requests).await;
@@ -38,7 +38,7 @@ async fn fifty_equal_requests_at_once_are_one_job() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_known_key_answers_its_job_or_a_conflict() {
-    let mut stack = Stack::builder("a_known_key").start().await;
+    let mut stack = Stack::start().await;
     let text = body("{}", &stack.receiver_url(""), "");
     let keyed = |stack: &Stack, text: &str| send(stack.client.request(text).header("Idempotency-Key", "k"));
     let first = keyed(&stack, &text).await.expect("the api answers");
@@ -72,7 +72,7 @@ async fn post_signed(stack: &Stack, id: &str, key: Option<&str>, text: &str) -> 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_signed_id_and_the_callers_key_both_count() {
-    let stack = Stack::builder("a_signed_id_and_a_key").env("HMAC_SECRET", SECRET).start().await;
+    let stack = Stack::builder().env("HMAC_SECRET", SECRET).start().await;
     let text = body("{}", &stack.receiver_url(""), "");
     let other = body("[]", &stack.receiver_url(""), "");
     let mut jobs = Vec::new();
@@ -139,7 +139,7 @@ fn job(key: Option<&str>, signed_id: Option<&str>) -> NewJob {
 
 #[tokio::test]
 async fn one_batch_may_hold_every_kind_of_key() {
-    let database = Database::create(Servers::shared().await, "every_kind_of_key").await;
+    let database = Database::create(Servers::shared().await).await;
     let pool = service_pool(&database.url, 8, &[]);
     let accept = async |jobs: &[NewJob]| accept(&pool, jobs).await.expect("they are accepted");
     let known = [job(Some("a"), Some("s")), job(Some("b"), None)];
@@ -165,7 +165,7 @@ async fn one_batch_may_hold_every_kind_of_key() {
 /// Or else the batch would be tried again, and a job that is stored be taken for somebody else's.
 #[tokio::test]
 async fn a_batch_whose_known_keys_cannot_be_looked_up_is_not_stored() {
-    let database = Database::create(Servers::shared().await, "keys_cannot_be_looked_up").await;
+    let database = Database::create(Servers::shared().await).await;
     let pool = service_pool(&database.url_of("api"), 1, &[]);
     accept(&pool, &[job(Some("known"), None)]).await.expect("it is accepted");
     let owner = async |statement: &'static str| {

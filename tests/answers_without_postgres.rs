@@ -3,9 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use harness::client::{Response, body, send};
+use harness::client::{Response, send};
 use harness::tcp_proxy::Direction;
-use harness::{Mode, PATIENCE, Program, Servers, Stack, TcpProxy, report, wait_until};
+use harness::{Mode, PATIENCE, Program, Servers, Stack, TcpProxy, Webhook, report, wait_until};
 use sqlx::{Postgres, Transaction};
 use uuid::Uuid;
 
@@ -26,14 +26,14 @@ const IDLE_LIMIT: Duration = Duration::from_secs(5);
 const HEALTH_LIMIT: Duration = Duration::from_secs(1);
 
 /// Only the api, with a proxy before its database. Nobody listens to RabbitMQ.
-async fn api(test: &'static str) -> (Stack, TcpProxy) {
+async fn api() -> (Stack, TcpProxy) {
     let (proxy, _) = TcpProxy::before(&Servers::shared().await.database_url).await;
-    (Stack::builder(test).relays(0).workers(0).database_through(&proxy).start().await, proxy)
+    (Stack::builder().relays(0).workers(0).database_through(&proxy).start().await, proxy)
 }
 
 async fn post(stack: &Stack, key: &str) -> Response {
     let started = Instant::now();
-    let response = send(stack.client.request(body("{}", TARGET, "")).header("Idempotency-Key", key)).await;
+    let response = send(stack.client.request(Webhook::to(TARGET)).header("Idempotency-Key", key)).await;
     assert!(started.elapsed() < LIMIT, "the answer took {:?}", started.elapsed());
     response.expect("the api answers")
 }
@@ -48,13 +48,9 @@ async fn get(stack: &Stack, path: &str) -> Response {
     send(stack.client.get(path)).await.expect("the api answers")
 }
 
-async fn jobs(stack: &Stack) -> i64 {
-    stack.count("SELECT count(*) FROM webhook_jobs").await
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn postgres_is_gone_and_comes_back() {
-    let (stack, proxy) = api("postgres_is_gone").await;
+    let (stack, proxy) = api().await;
     assert_eq!(post(&stack, "before").await.status, 202);
 
     proxy.set(Mode::Reset);
@@ -66,12 +62,12 @@ async fn postgres_is_gone_and_comes_back() {
 
     proxy.set(Mode::Forward);
     wait_until("the api to accept again", PATIENCE, async || post(&stack, "meanwhile").await.status == 202).await;
-    assert_eq!(jobs(&stack).await, 2);
+    assert_eq!(stack.jobs().await, 2);
 }
 
 /// An api that is started anew while Postgres is away.
-async fn api_before_postgres(test: &'static str) -> (Stack, TcpProxy) {
-    let (mut stack, proxy) = api(test).await;
+async fn api_before_postgres() -> (Stack, TcpProxy) {
+    let (mut stack, proxy) = api().await;
     stack.apis.remove(0).terminate().await;
     proxy.set(Mode::Reset);
     stack.spawn(Program::Api).await;
@@ -81,13 +77,13 @@ async fn api_before_postgres(test: &'static str) -> (Stack, TcpProxy) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_api_that_starts_before_postgres_answers_meanwhile() {
-    let (stack, proxy) = api_before_postgres("an_api_that_starts_before_postgres").await;
+    let (stack, proxy) = api_before_postgres().await;
     assert_eq!(get(&stack, "/health").await.status, 200, "the process lives");
     assert_eq!(get(&stack, "/ready").await.status, 503);
     let id = Uuid::now_v7();
     let token = |request: reqwest::RequestBuilder| request.bearer_auth(stack.client.api_token());
     for request in [
-        stack.client.request(body("{}", TARGET, "")),
+        stack.client.request(Webhook::to(TARGET)),
         token(stack.client.get(&format!("/webhooks/{id}"))),
         token(stack.client.delete(id)),
         token(stack.client.get("/destinations/keys?destination=https://example.com")),
@@ -101,7 +97,7 @@ async fn an_api_that_starts_before_postgres_answers_meanwhile() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_that_is_stopped_before_postgres_is_there_was_never_ready() {
-    let (mut stack, _proxy) = api_before_postgres("a_service_that_is_stopped").await;
+    let (mut stack, _proxy) = api_before_postgres().await;
     for program in [Program::Relay, Program::Worker] {
         stack.spawn(program).await;
     }
@@ -115,9 +111,9 @@ async fn a_service_that_is_stopped_before_postgres_is_there_was_never_ready() {
 }
 
 /// One connection, on which the first job has prepared the statements: of the second, only one answer is lost.
-async fn api_with_one_connection(test: &'static str) -> (Stack, TcpProxy) {
+async fn api_with_one_connection() -> (Stack, TcpProxy) {
     let (proxy, _) = TcpProxy::before(&Servers::shared().await.database_url).await;
-    let api = Stack::builder(test).relays(0).workers(0).database_through(&proxy);
+    let api = Stack::builder().relays(0).workers(0).database_through(&proxy);
     let stack = api.env("ACCEPT_CONCURRENCY", "1").start().await;
     assert_eq!(post(&stack, "first").await.status, 202);
     (stack, proxy)
@@ -138,7 +134,7 @@ async fn lose_the_answer(stack: &Stack, proxy: &TcpProxy, holder: Transaction<'_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_answer_to_a_commit_is_lost() {
-    let (stack, proxy) = api_with_one_connection("an_answer_is_lost").await;
+    let (stack, proxy) = api_with_one_connection().await;
     let slow_commits = "
         CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS
             'BEGIN PERFORM pg_advisory_xact_lock_shared(1); RETURN NULL; END';
@@ -150,12 +146,12 @@ async fn the_answer_to_a_commit_is_lost() {
     let cut = lose_the_answer(&stack, &proxy, holder, "COMMIT");
     let (response, ()) = tokio::join!(post(&stack, "unknown"), cut);
     assert_unavailable(&response);
-    assert_eq!(jobs(&stack).await, 2, "it was committed, and nobody heard of it");
+    assert_eq!(stack.jobs().await, 2, "it was committed, and nobody heard of it");
 
     proxy.set(Mode::Forward);
     wait_until("the same key to find the same job", PATIENCE, async || post(&stack, "unknown").await.status == 200)
         .await;
-    assert_eq!(jobs(&stack).await, 2);
+    assert_eq!(stack.jobs().await, 2);
 }
 
 /// Sessions of the api that hold what they have written and do nothing.
@@ -164,7 +160,7 @@ const IDLE: &str = "SELECT count(*) FROM pg_stat_activity
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_answer_to_an_insert_is_lost_and_its_key_is_soon_free() {
-    let (stack, proxy) = api_with_one_connection("an_inserts_answer_is_lost").await;
+    let (stack, proxy) = api_with_one_connection().await;
     let mut holder = stack.pool().begin().await.expect("a transaction");
     sqlx::query("LOCK TABLE webhook_jobs IN ACCESS EXCLUSIVE MODE").execute(&mut *holder).await.expect("the lock");
     let cut = async {
@@ -177,16 +173,16 @@ async fn the_answer_to_an_insert_is_lost_and_its_key_is_soon_free() {
     let (response, held) = tokio::join!(post(&stack, "unknown"), cut);
     assert!(held < IDLE_LIMIT, "whoever vanished held the key for {held:?}");
     assert_unavailable(&response);
-    assert_eq!(jobs(&stack).await, 1, "nothing was committed");
+    assert_eq!(stack.jobs().await, 1, "nothing was committed");
 
     proxy.set(Mode::Forward);
     wait_until("the same key to be accepted", PATIENCE, async || post(&stack, "unknown").await.status == 202).await;
-    assert_eq!(jobs(&stack).await, 2);
+    assert_eq!(stack.jobs().await, 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_connection_waits_for_a_lock() {
-    let (stack, _proxy) = api("every_connection_waits").await;
+    let (stack, _proxy) = api().await;
     let mut holder = stack.pool().begin().await.expect("a transaction");
     sqlx::query("LOCK TABLE webhook_jobs IN ACCESS EXCLUSIVE MODE").execute(&mut *holder).await.expect("the lock");
 
@@ -201,12 +197,12 @@ async fn every_connection_waits_for_a_lock() {
 
     holder.rollback().await.expect("the lock goes");
     assert_eq!(post(&stack, "key-0").await.status, 202);
-    assert_eq!(jobs(&stack).await, 1);
+    assert_eq!(stack.jobs().await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn somebody_holds_one_key_and_the_others_pass() {
-    let (stack, _proxy) = api("somebody_holds_one_key").await;
+    let (stack, _proxy) = api().await;
     let mut holder = stack.pool().begin().await.expect("a transaction");
     let enqueue = "SELECT outhook.enqueue('http://example.com/', '{}', idempotency_key => 'held')";
     sqlx::query(enqueue).execute(&mut *holder).await.expect("it is enqueued");
@@ -229,7 +225,7 @@ async fn alter(stack: &Stack, statement: &'static str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_connection_is_left_and_the_answer_comes_within_two_seconds() {
     let role = "no_connection_is_left";
-    let stack = Stack::builder("no_connection_is_left").relays(0).workers(0).database_role(role).start().await;
+    let stack = Stack::builder().relays(0).workers(0).database_role(role).start().await;
     assert_eq!(post(&stack, "before").await.status, 202);
     alter(&stack, "ALTER ROLE no_connection_is_left CONNECTION LIMIT 0").await;
     let ended = "SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'no_connection_is_left'";

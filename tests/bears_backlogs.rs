@@ -46,7 +46,7 @@ async fn processor_time_of_relay(stack: &Stack) -> Duration {
 async fn destinations_that_were_sick_once_cost_nothing() {
     const WATCHED: Duration = Duration::from_secs(5);
     const CLOSED: i32 = 1_200_000;
-    let stack = Stack::builder("destinations_that_were_sick_once").start().await;
+    let stack = Stack::start().await;
     let mut connection = stack.pool().acquire().await.expect("Postgres is there").detach();
     let fill = "INSERT INTO destinations (destination)
         SELECT 'https://' || n || '.example' FROM generate_series(1, $1) AS n";
@@ -65,7 +65,7 @@ async fn destinations_that_were_sick_once_cost_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn index_entries_of_what_is_gone_delay_nobody() {
     const GONE: i32 = 2_000_000;
-    let stack = Stack::builder("index_entries_of_what_is_gone").start().await;
+    let stack = Stack::start().await;
     let mut reader = stack.pool().acquire().await.expect("Postgres is there").detach();
     execute(&mut reader, "BEGIN ISOLATION LEVEL REPEATABLE READ").await;
     execute(&mut reader, "SELECT count(*) FROM outbox").await;
@@ -98,7 +98,7 @@ async fn index_entries_of_what_is_gone_delay_nobody() {
 async fn what_was_published_is_found_among_all_that_waits() {
     const WAITING: i32 = 1_000_000;
     const PUBLISHED: i32 = 30_000;
-    let stack = Stack::builder("what_was_published_is_found").start().await;
+    let stack = Stack::start().await;
     let mut connection = stack.pool().acquire().await.expect("Postgres is there").detach();
     execute(&mut connection, OPEN).await;
     let held = "INSERT INTO outbox (id, job_id, message_id, attempt, due_at, destination, waits_for)

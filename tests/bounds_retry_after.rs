@@ -16,7 +16,7 @@ const SLACK: Duration = Duration::from_secs(30);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_it_asks_for_is_read_or_bounded_or_ignored() {
-    let stack = Stack::builder("bounds_retry_after")
+    let stack = Stack::builder()
         .env("RETRY_AFTER_MAX_SEC", &MAX.as_secs().to_string())
         .env("BACKOFF_MAX_SEC", &BACKOFF.as_secs().to_string())
         .env("MAX_RETRIES", "2")
@@ -69,7 +69,7 @@ async fn what_it_asks_for_is_read_or_bounded_or_ignored() {
 /// Only the header of an answer that asks for another try counts.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_does_not_bring_a_finished_job_back() {
-    let stack = Stack::builder("retry_after_of_a_success").start().await;
+    let stack = Stack::start().await;
     let server = RawServer::answering("HTTP/1.1 200 OK\r\nRetry-After: 300\r\nContent-Length: 0\r\n\r\n").await;
     let job_id = enqueue(stack.pool(), &server.url(), "{}").await.expect("it is a URL");
     stack.wait_until_drained(PATIENCE).await;

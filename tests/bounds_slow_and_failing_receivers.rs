@@ -27,7 +27,7 @@ async fn spread(stack: &Stack, backoff: Duration) -> Vec<i64> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_receiver_that_returns_is_not_overrun() {
-    let stack = Stack::builder("a_receiver_that_returns")
+    let stack = Stack::builder()
         .env("WORKER_CONCURRENCY", &CONCURRENCY.to_string())
         .env("MAX_RETRIES", "20")
         .env("BACKOFF_BASE_MS", "2000")
@@ -70,13 +70,13 @@ async fn receivers_that_hang_delay_the_others_by_their_time_outs_at_most() {
     const PUT_OFF: Duration = Duration::from_secs(8);
     /// Claims, records and hand-overs of all, on a busy machine.
     const SLACK: Duration = Duration::from_secs(10);
-    let stack = Stack::builder("receivers_that_hang")
+    let stack = Stack::builder()
         .env("WORKER_CONCURRENCY", &CONCURRENCY.to_string())
         .env("HTTP_CLIENT_TIMEOUT_SEC", &TIMEOUT.as_secs().to_string())
         .start()
         .await;
     for _ in 0..HANGING {
-        stack.client.post_with("{}", &stack.receiver_url("?hang=1"), r#","max_attempts":1"#).await;
+        stack.client.post_webhook(&stack.webhook("?hang=1").max_attempts(1)).await;
         stack.post("{}", "").await;
     }
     stack.wait_until_drained(PATIENCE).await;

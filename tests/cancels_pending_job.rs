@@ -5,20 +5,14 @@ use std::time::Duration;
 
 use harness::client::send;
 use harness::{PATIENCE, Stack, report, wait_until};
+use outbox::service::clock;
 use sqlx::PgPool;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-/// An hour from now, as a request says it.
-async fn in_an_hour(pool: &PgPool) -> String {
-    let text = r#"SELECT to_char(now() AT TIME ZONE 'UTC' + interval '1 hour', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')"#;
-    sqlx::query_scalar(text).fetch_one(pool).await.expect("Postgres knows the time")
-}
-
 /// Posts a webhook that is due in an hour.
 async fn post_scheduled(stack: &Stack) -> Uuid {
-    let fields = format!(r#","deliver_at":"{}""#, in_an_hour(stack.pool()).await);
-    stack.client.post_with("{}", &stack.receiver_url(""), &fields).await.job_id
+    stack.client.post_webhook(&stack.webhook("").deliver_at(clock::now() + Duration::from_hours(1))).await.job_id
 }
 
 async fn cancel_in_sql(pool: &PgPool, id: Uuid) -> Option<bool> {
@@ -27,7 +21,7 @@ async fn cancel_in_sql(pool: &PgPool, id: Uuid) -> Option<bool> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_scheduled_job_is_withdrawn() {
-    let stack = Stack::builder("a_scheduled_job_is_withdrawn").start().await;
+    let stack = Stack::start().await;
     let id = post_scheduled(&stack).await;
     // The second time as if the first answer had been lost.
     for _ in 0..2 {
@@ -45,7 +39,7 @@ async fn a_scheduled_job_is_withdrawn() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_job_that_waits_for_its_retry_is_withdrawn_and_its_message_dropped() {
-    let stack = Stack::builder("a_job_that_waits").start().await;
+    let stack = Stack::start().await;
     let id = stack.post("{}", "?status=503&retry_after=3600").await.job_id;
     let waiting = "SELECT count(*) FROM webhook_jobs WHERE status = 'pending' AND error <> ''";
     wait_until("the first attempt's record", PATIENCE, async || stack.count(waiting).await == 1).await;
@@ -67,7 +61,7 @@ async fn a_job_that_waits_for_its_retry_is_withdrawn_and_its_message_dropped() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_job_that_is_being_delivered_or_has_ended_is_left_alone() {
-    let stack = Stack::builder("a_job_that_is_being_delivered").start().await;
+    let stack = Stack::start().await;
     let id = stack.post("{}", "?delay_ms=1500").await.job_id;
     stack.wait_for_deliveries(1).await;
     let too_late = stack.client.cancel(id).await;
@@ -85,7 +79,7 @@ async fn a_job_that_is_being_delivered_or_has_ended_is_left_alone() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sql_cancels_in_its_own_transaction() {
-    let stack = Stack::builder("sql_cancels").start().await;
+    let stack = Stack::start().await;
     let id = post_scheduled(&stack).await;
     let mut transaction = stack.pool().begin().await.expect("a transaction begins");
     let cancelled = sqlx::query_scalar("SELECT outhook.cancel($1)").bind(id).fetch_one(&mut *transaction).await;
@@ -121,7 +115,7 @@ async fn post_and_cancel(client: harness::Client, url: String, wait: Duration) -
 async fn a_cancel_that_races_with_the_claim_wins_or_loses_whole() {
     const ROUNDS: u64 = 18;
     const AT_ONCE: u64 = 32;
-    let stack = Stack::builder("a_cancel_that_races").workers(2).start().await;
+    let stack = Stack::builder().workers(2).start().await;
     let mut cancelled = Vec::new();
     for round in 0..ROUNDS {
         let mut callers = JoinSet::new();

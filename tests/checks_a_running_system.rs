@@ -14,7 +14,7 @@ async fn check(stack: &Stack, arguments: &[&str]) -> (String, Option<i32>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_is_well_under_load_and_at_rest() {
-    let stack = Stack::builder("all_is_well").start().await;
+    let stack = Stack::start().await;
     let mut burst = Burst::start(&stack.client, &stack.receiver_url("?delay_ms=20&fail_times=1"), 600, 32);
     for look in 1..=3 {
         burst.wait_for(look * 150).await;
@@ -35,7 +35,7 @@ async fn all_is_well_under_load_and_at_rest() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_broken_is_shown_with_its_rows() {
-    let stack = Stack::builder("what_is_broken").relays(1).workers(0).start().await;
+    let stack = Stack::builder().relays(1).workers(0).start().await;
     let id = stack.post("{}", "").await.job_id;
     sqlx::query("DELETE FROM outbox").execute(stack.pool()).await.expect("the row goes");
     let (said, status) = check(&stack, &[]).await;

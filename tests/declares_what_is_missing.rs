@@ -10,7 +10,7 @@ async fn a_relay_without_the_right_to_declare_publishes_to_what_exists() {
     let management = Management::of(servers);
     let user = management.create_user("declares_what_is_missing").await;
     let (proxy, through_proxy) = TcpProxy::before(&user.url(&servers.rabbitmq_url)).await;
-    let mut stack = Stack::builder("declares_what_is_missing").relay_env("RABBITMQ_URL", &through_proxy).start().await;
+    let mut stack = Stack::builder().relay_env("RABBITMQ_URL", &through_proxy).start().await;
     management.let_configure(&user, false).await;
 
     // The same relay connects anew, and then another one.

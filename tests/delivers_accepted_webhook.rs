@@ -2,18 +2,17 @@
 
 use std::time::Duration;
 
-use harness::client::{body, send};
-use harness::{PATIENCE, Stack, wait_until};
+use harness::client::send;
+use harness::{PATIENCE, Stack, Webhook, wait_until};
 use receiver::Signature;
 use sqlx::Row;
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_202_comes_after_both_rows() {
-    let mut stack = Stack::builder("a_202_comes_after_both_rows").relays(0).workers(0).start().await;
-    let request = stack.client.request(body("{}", &stack.receiver_url(""), ""));
+    let mut stack = Stack::builder().relays(0).workers(0).start().await;
+    let request = stack.client.request(stack.webhook(""));
     let response = send(request).await.expect("the api answers");
 
     let id = response.job_id();
@@ -47,7 +46,7 @@ async fn a_202_comes_after_both_rows() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_payload_arrives_byte_for_byte_and_signed() {
-    let stack = Stack::builder("every_payload_arrives").start().await;
+    let stack = Stack::start().await;
     let long = format!("[{}0]", "0, ".repeat(200_000));
     for payload in [
         r#""  plain text, \"quoted\" \u00e9 \ud83d\ude00 \/ \t\r\n ""#,
@@ -71,9 +70,9 @@ async fn every_payload_arrives_byte_for_byte_and_signed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_delivery_carries_its_headers() {
-    let stack = Stack::builder("a_delivery_carries_its_headers").start().await;
-    let fields = r#","headers":{"X-Tenant":"blue","Authorization":"Bearer theirs"}"#;
-    let accepted = stack.client.post_with("{}", &stack.receiver_url("?mine=too"), fields).await;
+    let stack = Stack::start().await;
+    let webhook = stack.webhook("?mine=too").header("X-Tenant", "blue").header("Authorization", "Bearer theirs");
+    let accepted = stack.client.post_webhook(&webhook).await;
     stack.wait_for_deliveries(1).await;
 
     let delivery = &stack.receiver.received()[0];
@@ -99,9 +98,9 @@ async fn a_delivery_carries_its_headers() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_delivery_is_part_of_the_callers_trace() {
     const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-    let stack = Stack::builder("a_delivery_is_part_of_a_trace").start().await;
-    let post = async |fields: &str, headers: &[(&str, &str)]| {
-        let request = stack.client.request(body("{}", &stack.receiver_url(""), fields));
+    let stack = Stack::start().await;
+    let post = async |webhook: Webhook, headers: &[(&str, &str)]| {
+        let request = stack.client.request(webhook);
         let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
         let answer = send(request).await.expect("the api answers");
         assert_eq!(answer.status, 202, "{}", answer.body);
@@ -113,36 +112,36 @@ async fn a_delivery_is_part_of_the_callers_trace() {
         (id, header("traceparent").expect("there always is one"), header("tracestate"))
     };
     let states = [("tracestate", "vendor=1"), ("tracestate", "other=2")];
-    let (_, parent, state) = post("", &[("traceparent", PARENT), states[0], states[1]]).await;
+    let (_, parent, state) = post(stack.webhook(""), &[("traceparent", PARENT), states[0], states[1]]).await;
     assert!(parent.starts_with(&PARENT[..36]) && parent.ends_with("-01") && parent != PARENT, "{parent}");
     assert_eq!(state.as_deref(), Some("vendor=1,other=2"));
 
     // What is no trace is not passed on, nor is what belongs to it.
     let nobodys = "00-00000000000000000000000000000000-00f067aa0ba902b7-01";
-    let (id, parent, state) = post("", &[("traceparent", nobodys), states[0]]).await;
+    let (id, parent, state) = post(stack.webhook(""), &[("traceparent", nobodys), states[0]]).await;
     assert!(parent.starts_with(&format!("00-{}-", id.simple())), "{parent}");
     assert_eq!(state, None);
 
     // A job's own stands.
-    let fields = format!(r#","headers":{{"Traceparent":"{PARENT}","TraceState":"own=3"}}"#);
+    let with_its_own = stack.webhook("").header("Traceparent", PARENT).header("TraceState", "own=3");
     let (_, parent, state) =
-        post(&fields, &[("traceparent", "00-11111111111111111111111111111111-1111111111111111-00"), states[0]]).await;
+        post(with_its_own, &[("traceparent", "00-11111111111111111111111111111111-1111111111111111-00"), states[0]])
+            .await;
     assert_eq!((parent.as_str(), state.as_deref()), (PARENT, Some("own=3")));
     let long = "x".repeat(513);
-    assert_eq!(post("", &[("traceparent", PARENT), ("tracestate", &long)]).await.2, None);
+    assert_eq!(post(stack.webhook(""), &[("traceparent", PARENT), ("tracestate", &long)]).await.2, None);
     // Where the job's own headers leave no room for it, it does not keep the job from being delivered.
-    let fields = format!(r#","headers":{{"X-Long":"{}"}}"#, "x".repeat(8_180));
-    assert_eq!(post(&fields, &[("traceparent", PARENT), states[0]]).await.2, None);
+    let full = stack.webhook("").header("X-Long", &"x".repeat(8_180));
+    assert_eq!(post(full, &[("traceparent", PARENT), states[0]]).await.2, None);
     stack.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[expect(clippy::disallowed_methods, reason = "the caller's clock")]
 async fn a_webhook_waits_for_its_deliver_at() {
-    let stack = Stack::builder("a_webhook_waits_for_its_deliver_at").start().await;
+    let stack = Stack::start().await;
     let deliver_at = OffsetDateTime::now_utc() + Duration::from_secs(2);
-    let fields = format!(r#","deliver_at":"{}""#, deliver_at.format(&Rfc3339).expect("a moment has a text"));
-    stack.client.post_with("{}", &stack.receiver_url(""), &fields).await;
+    stack.client.post_webhook(&stack.webhook("").deliver_at(deliver_at)).await;
     stack.wait_for_deliveries(1).await;
 
     let arrived = stack.receiver.received()[0].at;
@@ -153,7 +152,7 @@ async fn a_webhook_waits_for_its_deliver_at() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_job_is_seen_over_http_and_in_psql() {
-    let stack = Stack::builder("a_job_is_seen").start().await;
+    let stack = Stack::start().await;
     let id = stack.post("{}", "?fail_times=1").await.job_id;
     stack.wait_until_drained(PATIENCE).await;
 

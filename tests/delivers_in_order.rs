@@ -6,10 +6,6 @@ use std::collections::HashMap;
 use harness::{PATIENCE, Stack, report, wait_until};
 use uuid::Uuid;
 
-fn key(name: &str) -> String {
-    format!(r#","ordering_key":"{name}""#)
-}
-
 /// Insists that each key's webhooks were first received in order, and that none came before the one before
 /// it was done with.
 pub(crate) async fn assert_order(stack: &Stack, keys: &HashMap<String, Vec<Uuid>>) {
@@ -32,13 +28,17 @@ pub(crate) async fn assert_order(stack: &Stack, keys: &HashMap<String, Vec<Uuid>
     assert_eq!(stack.count(overlaps).await, 0, "two of a key were under way at once");
 }
 
+/// Posts a webhook of this ordering key.
+async fn post(stack: &Stack, query: &str, key: &str) -> Uuid {
+    stack.client.post_webhook(&stack.webhook(query).ordering_key(key)).await.job_id
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_retry_holds_the_next_ones_of_its_key_back_and_no_others() {
-    let stack = Stack::builder("a_retry_holds_the_next").start().await;
-    let url = stack.receiver_url("?fail_times=2");
-    let mut ids = vec![stack.client.post_with("{}", &url, &key("a")).await.job_id];
+    let stack = Stack::start().await;
+    let mut ids = vec![post(&stack, "?fail_times=2", "a").await];
     for _ in 0..5 {
-        ids.push(stack.client.post_with("{}", &stack.receiver_url(""), &key("a")).await.job_id);
+        ids.push(post(&stack, "", "a").await);
     }
     let free = stack.post("{}", "").await.job_id;
     stack.wait_until_drained(PATIENCE).await;
@@ -52,10 +52,10 @@ async fn a_retry_holds_the_next_ones_of_its_key_back_and_no_others() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_ends_without_success_lets_the_next_one_go() {
-    let stack = Stack::builder("what_ends_lets_the_next_go").env("RETRY_SCHEDULE", "1h").start().await;
-    let gone = stack.client.post_with("{}", &stack.receiver_url("?status=410"), &key("k")).await.job_id;
-    let retried = stack.client.post_with("{}", &stack.receiver_url("?status=500"), &key("k")).await.job_id;
-    let last = stack.client.post_with("{}", &stack.receiver_url(""), &key("k")).await.job_id;
+    let stack = Stack::builder().env("RETRY_SCHEDULE", "1h").start().await;
+    let gone = post(&stack, "?status=410", "k").await;
+    let retried = post(&stack, "?status=500", "k").await;
+    let last = post(&stack, "", "k").await;
     wait_until("the first to end", PATIENCE, async || stack.client.job(gone).await["status"] == "failed").await;
     wait_until("the next to have failed once", PATIENCE, async || {
         let job = stack.client.job(retried).await;
@@ -81,7 +81,7 @@ async fn what_ends_without_success_lets_the_next_one_go() {
 /// The same from SQL, where the order is that of the statements.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_from_sql_counts_as_well() {
-    let stack = Stack::builder("a_key_from_sql").start().await;
+    let stack = Stack::start().await;
     let enqueue = "SELECT array_agg(id) FROM (SELECT outhook.enqueue($1 || '?fail_times=' || (n % 3), '{}', ordering_key => 's') AS id
         FROM generate_series(1, 10) AS n) AS jobs";
     let ids: Vec<Uuid> =
@@ -95,7 +95,7 @@ async fn a_key_from_sql_counts_as_well() {
 async fn the_order_survives_kills_of_relays_and_workers() {
     const KEYS: usize = 8;
     const ROUNDS: usize = 32;
-    let mut stack = Stack::builder("the_order_survives_kills")
+    let mut stack = Stack::builder()
         .relays(2)
         .workers(2)
         .env("MAX_RETRIES", "20")
@@ -113,7 +113,7 @@ async fn the_order_survives_kills_of_relays_and_workers() {
                 _ if round % 8 == 3 => "?delay_ms=500",
                 _ => "?delay_ms=5",
             };
-            let id = stack.client.post_with("{}", &stack.receiver_url(query), &key(&name)).await.job_id;
+            let id = post(&stack, query, &name).await;
             keys.entry(name).or_default().push(id);
         }
         if round % 8 == 3 {
@@ -132,7 +132,7 @@ async fn the_order_survives_kills_of_relays_and_workers() {
     }
     stack.wait_until_drained(PATIENCE * 3).await;
     assert_order(&stack, &keys).await;
-    let unknown = stack.count("SELECT count(*) FROM webhook_attempts WHERE outcome = 'unknown'").await;
+    let unknown = stack.unknown_attempts().await;
     assert!(unknown > 0, "no kill came in the middle of an attempt");
     report(&format!(
         "order: {KEYS} keys of {ROUNDS} webhooks each, 4 relays and 8 workers killed; {unknown} unknown attempts, none out of order"

@@ -79,7 +79,7 @@ async fn page_of(process: &Process) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn metrics_are_what_the_page_says_and_what_prometheus_likes() {
-    let stack = Stack::builder("metrics_are_what_the_page_says").start().await;
+    let stack = Stack::start().await;
     let mut scraped = BTreeSet::new();
     for process in [&stack.apis[0], &stack.relays[0], &stack.workers[0]] {
         let page = page_of(process).await;
@@ -101,7 +101,7 @@ async fn metrics_are_what_the_page_says_and_what_prometheus_likes() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_row_that_somebody_holds_is_seen_by_its_age() {
-    let mut stack = Stack::builder("a_row_that_somebody_holds").relays(0).workers(0).start().await;
+    let mut stack = Stack::builder().relays(0).workers(0).start().await;
     let age = "outhook_relay_oldest_due_age_seconds";
     stack.enqueue(&stack.receiver_url(""), "{}", 1).await;
     let mut held = stack.pool().begin().await.expect("Postgres answers");
@@ -127,7 +127,7 @@ async fn rows_by_state(stack: &Stack) -> [u64; 5] {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rows_are_counted_by_what_they_wait_for() {
-    let mut stack = Stack::builder("rows_are_counted").relays(0).workers(0).start().await;
+    let mut stack = Stack::builder().relays(0).workers(0).start().await;
     let mut held = stack.pool().begin().await.expect("Postgres answers");
     stack.enqueue(&stack.receiver_url(""), "{}", 1).await;
     sqlx::query("SELECT FROM outbox FOR UPDATE").execute(&mut *held).await.expect("it can be locked");
@@ -160,7 +160,7 @@ async fn rows_are_counted_by_what_they_wait_for() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_webhook_took_and_what_it_found_is_seen() {
-    let stack = Stack::builder("what_a_webhook_took").env("BREAKER_FAILURES", "1").env("BREAKER_COOLDOWN_SEC", "3600");
+    let stack = Stack::builder().env("BREAKER_FAILURES", "1").env("BREAKER_COOLDOWN_SEC", "3600");
     let stack = stack.env("BREAKER_COOLDOWN_MAX_SEC", "3600").start().await;
     let (relay, worker) = (&stack.relays[0], &stack.workers[0]);
     stack.post("{}", "?delay_ms=300").await;

@@ -20,7 +20,7 @@ async fn assert_second_signal_ends(process: &mut Process) {
 
 /// Sends all of a request but its last byte.
 async fn half_a_request(stack: &Stack) -> TcpStream {
-    let body = client::body("{}", &stack.receiver_url(""), "");
+    let body = stack.webhook("").body();
     let address = stack.client.url().trim_start_matches("http://");
     let head = format!(
         "POST /webhooks HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nX-Signature: {}\r\nContent-Length: {}\r\n\r\n",
@@ -40,7 +40,7 @@ async fn half_a_request(stack: &Stack) -> TcpStream {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_api_answers_what_it_has_begun() {
-    let mut stack = Stack::builder("the_api_answers_what_it_has_begun").start().await;
+    let mut stack = Stack::start().await;
     let mut request = half_a_request(&stack).await;
     let mut api = stack.apis.remove(0);
     api.signal(Signal::TERM);
@@ -66,7 +66,7 @@ async fn the_api_answers_what_it_has_begun() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_api_stops_under_load_without_losing_a_word() {
-    let mut stack = Stack::builder("the_api_stops_under_load").start().await;
+    let mut stack = Stack::start().await;
     let mut burst = Burst::start(&stack.client, &stack.receiver_url(""), 600, 32);
     for stop in 1..=3 {
         burst.wait_for(stop * 150).await;
@@ -81,7 +81,7 @@ async fn the_api_stops_under_load_without_losing_a_word() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_relay_records_what_it_has_published() {
-    let mut stack = Stack::builder("the_relay_records").start().await;
+    let mut stack = Stack::start().await;
     let wire = stack.listen().await;
     let burst = Burst::start(&stack.client, &stack.receiver_url(""), 600, 32);
     for stop in 1..=3 {
@@ -98,7 +98,7 @@ async fn the_relay_records_what_it_has_published() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_worker_finishes_its_deliveries_and_gives_back_the_rest() {
     const SLOTS: usize = 8;
-    let mut stack = Stack::builder("the_worker_finishes").env("WORKER_CONCURRENCY", "8").start().await;
+    let mut stack = Stack::builder().env("WORKER_CONCURRENCY", "8").start().await;
     for _ in 0..4 * SLOTS {
         stack.post("{}", "?delay_ms=700").await;
     }
@@ -107,9 +107,8 @@ async fn the_worker_finishes_its_deliveries_and_gives_back_the_rest() {
     stack.workers.remove(0).terminate().await;
 
     let begun = stack.receiver.received().len();
-    let count = async |status: &'static str| stack.count(status).await;
-    assert_eq!(count("SELECT count(*) FROM webhook_jobs WHERE status = 'processing'").await, 0, "something is held");
-    let recorded = count("SELECT count(*) FROM webhook_attempts WHERE outcome = 'success'").await;
+    assert_eq!(stack.under_way().await, 0, "something is held");
+    let recorded = stack.count("SELECT count(*) FROM webhook_attempts WHERE outcome = 'success'").await;
     assert_eq!(usize::try_from(recorded), Ok(begun), "every delivery that was begun is recorded");
     assert!(begun < 4 * SLOTS, "there was nothing to give back");
     let waiting = u32::try_from(4 * SLOTS - begun).expect("it is small");
@@ -121,7 +120,7 @@ async fn the_worker_finishes_its_deliveries_and_gives_back_the_rest() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_signal_ends_the_api_at_once() {
-    let mut stack = Stack::builder("a_second_signal_ends_the_api").start().await;
+    let mut stack = Stack::start().await;
     let request = half_a_request(&stack).await;
     assert_second_signal_ends(&mut stack.apis.remove(0)).await;
     drop(request);
@@ -133,8 +132,7 @@ async fn a_second_signal_ends_the_api_at_once() {
 async fn a_second_signal_ends_the_relay_at_once() {
     let broker = &harness::Servers::shared().await.rabbitmq_url;
     let (proxy, through_proxy) = TcpProxy::before(broker).await;
-    let mut stack =
-        Stack::builder("a_second_signal_ends_the_relay").relay_env("RABBITMQ_URL", &through_proxy).start().await;
+    let mut stack = Stack::builder().relay_env("RABBITMQ_URL", &through_proxy).start().await;
     // No confirm comes: the relay waits for it, in its transaction.
     proxy.set(Mode::Stall);
     stack.post("{}", "").await;
@@ -150,7 +148,7 @@ async fn a_second_signal_ends_the_relay_at_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_signal_ends_the_worker_at_once() {
-    let mut stack = Stack::builder("a_second_signal_ends_the_worker").env("HTTP_CLIENT_TIMEOUT_SEC", "2").start().await;
+    let mut stack = Stack::builder().env("HTTP_CLIENT_TIMEOUT_SEC", "2").start().await;
     stack.post("{}", "?hang=1&fail_times=1").await;
     stack.wait_for_deliveries(1).await;
     assert_second_signal_ends(&mut stack.workers.remove(0)).await;

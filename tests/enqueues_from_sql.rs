@@ -18,7 +18,7 @@ async fn enqueue(connection: &mut PgConnection, url: &str, payload: &str, key: O
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_webhook_shares_the_fate_of_its_transaction() {
-    let stack = Stack::builder("a_webhook_shares_the_fate").start().await;
+    let stack = Stack::start().await;
     let url = stack.receiver_url("");
     // The application has a table of its own, and of Outhook's nothing but its function.
     let orders = "CREATE TABLE public.orders (id integer); GRANT INSERT ON public.orders TO outhook_enqueuer";
@@ -51,7 +51,7 @@ async fn a_webhook_shares_the_fate_of_its_transaction() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sql_and_http_share_their_rules() {
-    let stack = Stack::builder("sql_and_http_share_their_rules").start().await;
+    let stack = Stack::start().await;
     let url = stack.receiver_url("");
     let mut connection = PgConnection::connect(&stack.url_of("enqueuer")).await.expect("it logs in");
 
@@ -78,7 +78,7 @@ const SECRET: &str = "card 4111 1111 1111 1111";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_payload_is_text_json_or_jsonb_however_it_is_passed() {
-    let database = Database::create(Servers::shared().await, "enqueues_payloads_of_all_types").await;
+    let database = Database::create(Servers::shared().await).await;
     let mut connection = PgConnection::connect(&database.url_of("enqueuer")).await.expect("it logs in");
     let written = r#"{ "b":1, "a": [ ] }"#;
     let printed = r#"{"a": [], "b": 1}"#;
@@ -135,7 +135,7 @@ async fn a_payload_is_text_json_or_jsonb_however_it_is_passed() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refused_argument_is_named_and_its_payload_is_in_no_log() {
     let servers = Servers::shared().await;
-    let database = Database::create(servers, "enqueues_what_is_refused").await;
+    let database = Database::create(servers).await;
     let mut connection = PgConnection::connect(&database.url_of("enqueuer")).await.expect("it logs in");
     for (arguments, argument) in [
         ("client_url => NULL, payload => $1", "client_url"),

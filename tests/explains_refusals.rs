@@ -1,15 +1,15 @@
 //! Whatever is refused, and by whom: the answer is the error that every other refusal is, and says what is missing.
 
-use harness::Stack;
-use harness::client::{Response, body, send};
+use harness::client::{Response, send};
+use harness::{Stack, Webhook};
 use reqwest::Method;
 use serde_json::Value;
 use uuid::Uuid;
 
 const TARGET: &str = "http://127.0.0.1:9/hook";
 
-async fn api(test: &'static str) -> Stack {
-    Stack::builder(test).relays(0).workers(0).start().await
+async fn api() -> Stack {
+    Stack::builder().relays(0).workers(0).start().await
 }
 
 /// The head and the JSON body of an answer, whose length must be right.
@@ -33,7 +33,7 @@ fn assert_refused(case: &str, answer: &str, status: u16, code: &str) {
 
 #[tokio::test]
 async fn requests_that_cannot_be_read_get_the_errors_body() {
-    let stack = api("cannot_be_read").await;
+    let stack = api().await;
     let head = "GET /health HTTP/1.1\r\nHost: x\r\n";
     for (case, request, status, code) in [
         ("no HTTP", "hello\r\n\r\n".to_owned(), 400, "malformed_request"),
@@ -55,7 +55,7 @@ async fn requests_that_cannot_be_read_get_the_errors_body() {
 
 #[tokio::test]
 async fn a_path_that_is_too_long_gets_the_errors_body() {
-    let stack = api("a_path_that_is_too_long").await;
+    let stack = api().await;
     let head = " HTTP/1.1\r\nHost: x\r\n\r\n";
     for length in [65_400, 65_535, 70_000, 200_000] {
         let answer = stack.client.raw(format!("GET /{}{head}", "a".repeat(length - 1)).as_bytes()).await;
@@ -71,7 +71,7 @@ async fn a_path_that_is_too_long_gets_the_errors_body() {
 
 #[tokio::test]
 async fn there_must_be_one_host() {
-    let stack = api("there_must_be_one_host").await;
+    let stack = api().await;
     let close = "Connection: close\r\n\r\n";
     for (case, request) in [
         ("none", format!("GET /health HTTP/1.1\r\n{close}")),
@@ -92,9 +92,9 @@ async fn there_must_be_one_host() {
 
 #[tokio::test]
 async fn a_401_says_what_it_wants_and_bearer_may_be_written_in_any_case() {
-    let stack = api("a_401_says_what_it_wants").await;
+    let stack = api().await;
     let path = format!("/webhooks/{}", Uuid::now_v7());
-    let without_signature = send(stack.client.unsigned_request().body(body("{}", TARGET, ""))).await;
+    let without_signature = send(stack.client.unsigned_request().body(Webhook::to(TARGET).body())).await;
     let without_token = send(stack.client.get(&path)).await;
     for response in [without_signature, without_token].map(|response: Result<Response, _>| response.expect("an answer"))
     {
@@ -125,7 +125,7 @@ async fn a_401_says_what_it_wants_and_bearer_may_be_written_in_any_case() {
 /// A request that each route refuses; the parser's own are above.
 #[tokio::test]
 async fn every_refusal_has_the_errors_body() {
-    let stack = api("every_refusal").await;
+    let stack = api().await;
     for (method, path) in [
         (Method::POST, "/webhooks"),
         (Method::GET, "/webhooks"),

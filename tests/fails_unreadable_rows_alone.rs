@@ -33,7 +33,7 @@ async fn status_and_error(stack: &Stack, job_id: Uuid) -> (String, String) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_job_whose_columns_are_no_text_fails_and_the_others_are_delivered() {
-    let stack = Stack::builder("columns_are_no_text").start().await;
+    let stack = Stack::start().await;
     sqlx::raw_sql(LET_BYTES_BE_TEXT).execute(stack.pool()).await.expect("a superuser may do it");
     for (spoil, column) in [
         (r"UPDATE webhook_jobs SET payload = '\x636166e9'::bytea::text WHERE id", "payload"),
@@ -50,7 +50,7 @@ async fn a_job_whose_columns_are_no_text_fails_and_the_others_are_delivered() {
         ));
         sqlx::raw_sql(mend).execute(stack.pool()).await.expect("a superuser may do it");
     }
-    let delivered = stack.count("SELECT count(*) FROM webhook_jobs WHERE status = 'success'").await;
+    let delivered = stack.delivered().await;
     assert_eq!(delivered, 3 * 19);
     stack.finish().await;
 }
@@ -69,14 +69,13 @@ const DAMAGE: &str = "CREATE EXTENSION pg_surgery;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_job_that_postgres_cannot_read_stops_nobody() {
-    let mut stack = Stack::builder("postgres_cannot_read").workers(0).start().await;
+    let mut stack = Stack::builder().workers(0).start().await;
     let long = "UPDATE webhook_jobs SET payload = (SELECT string_agg(gen_random_uuid()::text, '') FROM generate_series(1, 500))
         WHERE id";
     let damaged = enqueue_and_spoil(&stack, long).await;
     sqlx::raw_sql(DAMAGE).execute(stack.pool()).await.expect("a superuser may do it");
     stack.start_worker().await;
-    let delivered = "SELECT count(*) FROM webhook_jobs WHERE status = 'success'";
-    wait_until("the others to be delivered", PATIENCE, async || stack.count(delivered).await == 19).await;
+    wait_until("the others to be delivered", PATIENCE, async || stack.delivered().await == 19).await;
     assert_eq!(status_and_error(&stack, damaged).await.0, "pending");
     stack.workers[0].says("Postgres cannot read a job").await;
 
@@ -107,7 +106,7 @@ async fn overwrite(postgres: &Servers, table: &PathBuf, header: [u8; PAGE_HEADER
 async fn a_page_of_jobs_that_postgres_cannot_read_stops_nobody() {
     const JOBS: i32 = 80;
     let postgres = Servers::private_only(Server::Postgres).await;
-    let builder = Stack::builder("a_page_of_jobs").relays(0).workers(0);
+    let builder = Stack::builder().relays(0).workers(0);
     let mut stack = builder.start_between(&postgres, Servers::shared().await).await;
     stack.enqueue(&stack.receiver_url(""), "{}", JOBS).await;
     let prepare = "UPDATE outbox SET published_at = now(), due_at = now() WHERE id % 2 = 0;
@@ -145,7 +144,7 @@ async fn a_page_of_jobs_that_postgres_cannot_read_stops_nobody() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outbox_row_whose_columns_are_no_text_stops_no_relay() {
-    let stack = Stack::builder("an_outbox_row_is_no_text").start().await;
+    let stack = Stack::start().await;
     sqlx::raw_sql(LET_BYTES_BE_TEXT).execute(stack.pool()).await.expect("a superuser may do it");
     for spoil in [
         r"UPDATE outbox SET destination = '\xe9'::bytea::text WHERE job_id",
@@ -154,7 +153,7 @@ async fn an_outbox_row_whose_columns_are_no_text_stops_no_relay() {
         enqueue_and_spoil(&stack, spoil).await;
         stack.wait_until_drained(PATIENCE).await;
     }
-    let delivered = stack.count("SELECT count(*) FROM webhook_jobs WHERE status = 'success'").await;
+    let delivered = stack.delivered().await;
     assert_eq!(delivered, 2 * 20);
     stack.finish().await;
 }

@@ -85,7 +85,7 @@ async fn forget_a_transaction(pool: &PgPool) -> sqlx::Transaction<'static, sqlx:
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_broken_invariant_is_found() {
-    let database = Database::create(Servers::shared().await, "violations").await;
+    let database = Database::create(Servers::shared().await).await;
     let receiver = Receiver::start(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), None).await.expect("a free port");
     let clean = Evidence { accepted: &[], received: &[], max_retries: 5 };
     assert_eq!(check(&database.pool, clean).await, [], "a new database is in order");

@@ -27,7 +27,7 @@ async fn missing(stack: &Stack) -> f64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_of_a_purged_queue_are_published_again() {
-    let mut stack = Stack::builder("messages_of_a_purged_queue").workers(0).start().await;
+    let mut stack = Stack::builder().workers(0).start().await;
     publish_all(&stack).await;
     stack.broker.purge().await;
     let purged = Instant::now();
@@ -43,9 +43,9 @@ async fn messages_of_a_purged_queue_are_published_again() {
 }
 
 /// Under a policy that drops what lies in the queue, all is delivered as soon as a worker takes it.
-async fn assert_survives(test: &'static str, policy: Value) {
+async fn assert_survives(policy: Value) {
     let management = Management::of(Servers::shared().await);
-    let mut stack = Stack::builder(test).workers(0).start().await;
+    let mut stack = Stack::builder().workers(0).start().await;
     let queue = stack.broker.names().queue.clone();
     management.set_policy(&queue, &policy).await;
     publish_all(&stack).await;
@@ -62,19 +62,19 @@ async fn assert_survives(test: &'static str, policy: Value) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_that_expire_are_published_again() {
-    assert_survives("messages_that_expire", json!({ "message-ttl": 1_000 })).await;
+    assert_survives(json!({ "message-ttl": 1_000 })).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_beyond_a_queues_length_are_published_again() {
-    assert_survives("messages_beyond_a_length", json!({ "max-length": 50, "overflow": "drop-head" })).await;
+    assert_survives(json!({ "max-length": 50, "overflow": "drop-head" })).await;
 }
 
 /// One request of a destination at a time, and each takes its time: the others wait with the worker for longer than a
 /// message may be missing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_that_wait_with_a_worker_are_not_published_again() {
-    let builder = Stack::builder("messages_that_wait").worker_env("DESTINATION_CONCURRENCY", "1");
+    let builder = Stack::builder().worker_env("DESTINATION_CONCURRENCY", "1");
     let stack = builder.worker_env("HTTP_CLIENT_TIMEOUT_SEC", "30").start().await;
     let wire = stack.listen().await;
     for _ in 0..3 {
@@ -89,7 +89,7 @@ async fn messages_that_wait_with_a_worker_are_not_published_again() {
 /// Its message was given back because somebody held its job: the list brings it back, and only once.
 #[tokio::test]
 async fn a_row_that_is_listed_is_not_taken_for_lost() {
-    let database = Database::create(Servers::shared().await, "a_row_that_is_listed").await;
+    let database = Database::create(Servers::shared().await).await;
     let (relay, connection) = tokio_postgres::connect(&database.url_of("relay"), NoTls).await.expect("it is there");
     tokio::spawn(connection);
     let run = async |statement: &'static str| {

@@ -8,6 +8,7 @@ mod ground;
 mod model;
 mod replay;
 mod settlements;
+mod state;
 mod steps;
 mod tally;
 mod tending;
@@ -23,8 +24,9 @@ use proptest::test_runner::{Config, RngSeed, TestError, TestRunner};
 use proptest_state_machine::{ReferenceStateMachine, StateMachineTest};
 use uuid::Uuid;
 
-use self::model::{Step, TurnEnd, World};
+use self::model::{Step, TurnEnd};
 use self::replay::Replay;
+use self::state::World;
 use self::steps::Model;
 use self::tally::Tally;
 

@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use harness::client::{body, send};
+use harness::client::send;
 use harness::servers::Server;
-use harness::{PATIENCE, Servers, Stack, TcpProxy, report, wait_until};
+use harness::{PATIENCE, Servers, Stack, TcpProxy, Webhook, report, wait_until};
 use sqlx::AssertSqlSafe;
 
 const RELOAD: &str = "SELECT pg_reload_conf()";
@@ -12,7 +12,7 @@ const RELOAD: &str = "SELECT pg_reload_conf()";
 const TARGET: &str = "http://127.0.0.1:9/hook";
 
 async fn status_of_a_post(stack: &Stack) -> u16 {
-    send(stack.client.request(body("{}", TARGET, ""))).await.expect("the api answers").status
+    send(stack.client.request(Webhook::to(TARGET))).await.expect("the api answers").status
 }
 
 /// What a promise of seconds is, on a busy machine.
@@ -26,7 +26,7 @@ async fn wait_until_it_accepts(stack: &Stack, what: &str) {
 async fn what_was_read_only_for_a_while_is_written_to_again() {
     let servers = Servers::private_only(Server::Postgres).await;
     let broker = Servers::shared().await;
-    let stack = Stack::builder("read_only_for_a_while").start_between(&servers, broker).await;
+    let stack = Stack::builder().start_between(&servers, broker).await;
     stack.post("{}", "").await;
     stack.wait_for_deliveries(1).await;
     // For sessions that there are, too, and for those that begin.
@@ -47,8 +47,7 @@ async fn old_sessions_on_a_demoted_primary_are_left() {
     let new = old.standby().await;
     let (proxy, url) = TcpProxy::before(&old.database_url).await;
     old.database_url = url;
-    let stack =
-        Stack::builder("a_demoted_primary").relays(1).workers(1).start_between(&old, Servers::shared().await).await;
+    let stack = Stack::builder().relays(1).workers(1).start_between(&old, Servers::shared().await).await;
     stack.post("{}", "").await;
     stack.wait_for_deliveries(1).await;
     new.wait_for_all_of(&old).await;
@@ -69,7 +68,7 @@ async fn of_several_hosts_the_one_that_takes_writes_is_used() {
     // Also where many come before it: whoever waits for a connection has less than a second.
     let nobody = "127.0.0.1:9,".repeat(6);
     let hosts = format!("{nobody}{},{}", new.postgres_address(), old.postgres_address());
-    let builder = Stack::builder("of_several_hosts").database_at(&hosts);
+    let builder = Stack::builder().database_at(&hosts);
     let stack = builder.database_parameters("target_session_attrs=read-write");
     let stack = stack.start_between(&old, Servers::shared().await).await;
     stack.post("{}", "").await;

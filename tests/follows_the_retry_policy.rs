@@ -18,7 +18,7 @@ async fn error(stack: &Stack, job_id: Uuid) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_schedule_takes_the_place_of_the_backoff() {
-    let stack = Stack::builder("a_schedule").worker_env("RETRY_SCHEDULE", "100ms,400ms").start().await;
+    let stack = Stack::builder().worker_env("RETRY_SCHEDULE", "100ms,400ms").start().await;
     let id = stack.post("{}", "?fail_times=3").await.job_id;
     stack.wait_until_drained(PATIENCE).await;
     let waits = waits(&stack, id).await;
@@ -32,12 +32,11 @@ async fn a_schedule_takes_the_place_of_the_backoff() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_job_has_a_time_limit_of_its_own() {
-    let stack = Stack::builder("a_time_limit_of_its_own").worker_env("HTTP_CLIENT_TIMEOUT_SEC", "1").start().await;
-    let url = stack.receiver_url("?delay_ms=1500");
-    let fields = |ms: u32| format!(r#","timeout_ms":{ms},"max_attempts":1"#);
-    let short = stack.client.post_with("{}", &url, &fields(200)).await.job_id;
-    let long = stack.client.post_with("{}", &url, &fields(30_000)).await.job_id;
-    let default = stack.client.post_with("{}", &url, r#","max_attempts":1"#).await.job_id;
+    let stack = Stack::builder().worker_env("HTTP_CLIENT_TIMEOUT_SEC", "1").start().await;
+    let slow = || stack.webhook("?delay_ms=1500").max_attempts(1);
+    let short = stack.client.post_webhook(&slow().timeout_ms(200)).await.job_id;
+    let long = stack.client.post_webhook(&slow().timeout_ms(30_000)).await.job_id;
+    let default = stack.client.post_webhook(&slow()).await.job_id;
     stack.wait_until_drained(PATIENCE).await;
     assert_eq!(error(&stack, short).await, "no answer within 0.2 s");
     assert_eq!(error(&stack, default).await, "no answer within 1 s");
@@ -49,10 +48,10 @@ async fn a_job_has_a_time_limit_of_its_own() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn statuses_that_are_final_are_configured_in_one_place() {
-    let stack = Stack::builder("statuses_that_are_final").worker_env("FINAL_STATUSES", "4xx,501").start().await;
+    let stack = Stack::builder().worker_env("FINAL_STATUSES", "4xx,501").start().await;
     let attempts_of = async |status: u16| {
-        let url = stack.receiver_url(&format!("?status={status}"));
-        let id = stack.client.post_with("{}", &url, r#","max_attempts":2"#).await.job_id;
+        let webhook = stack.webhook(&format!("?status={status}")).max_attempts(2);
+        let id = stack.client.post_webhook(&webhook).await.job_id;
         stack.wait_until_drained(PATIENCE).await;
         stack.client.job(id).await["attempt"].as_i64()
     };
@@ -66,7 +65,7 @@ async fn statuses_that_are_final_are_configured_in_one_place() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_retry_after_is_kept_within_bounds() {
     const MOST: Duration = Duration::from_secs(2);
-    let stack = Stack::builder("a_retry_after_within_bounds").worker_env("RETRY_AFTER_MAX_SEC", "2").start().await;
+    let stack = Stack::builder().worker_env("RETRY_AFTER_MAX_SEC", "2").start().await;
     let date = "Thu,%2001%20Jan%202026%2000:00:00%20GMT";
     for (asked, most) in
         [("1000000000", MOST), ("-5", Duration::ZERO), ("soon", Duration::ZERO), (date, Duration::ZERO)]

@@ -55,7 +55,7 @@ async fn enqueue_keys(stack: &Stack, each: i64) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_that_vanishes_in_a_transaction_stops_nobody_and_its_keys_for_seconds() {
-    let mut stack = Stack::builder("a_worker_that_vanishes")
+    let mut stack = Stack::builder()
         .workers(0)
         .env("HTTP_CLIENT_TIMEOUT_SEC", "1")
         .worker_env("WORKER_CONCURRENCY", "16")
@@ -74,7 +74,6 @@ async fn a_worker_that_vanishes_in_a_transaction_stops_nobody_and_its_keys_for_s
     stack.set_worker_env("DATABASE_URL", &direct);
     stack.start_worker().await;
 
-    let unfinished = "SELECT count(*) FROM webhook_jobs WHERE status IN ('pending', 'processing')";
     let mut slowest = Duration::ZERO;
     loop {
         let posted = Instant::now();
@@ -86,7 +85,7 @@ async fn a_worker_that_vanishes_in_a_transaction_stops_nobody_and_its_keys_for_s
         slowest = slowest.max(posted.elapsed());
         assert_eq!(stack.count(STUCK).await, 0, "a session stands in a transaction for too long");
         sleep(Duration::from_millis(300)).await;
-        if stack.count(unfinished).await == 0 {
+        if stack.unfinished().await == 0 {
             break;
         }
         assert!(lost.elapsed() < FREE_AGAIN, "the keys of a lost worker stand still");
@@ -103,7 +102,7 @@ async fn a_worker_that_vanishes_in_a_transaction_stops_nobody_and_its_keys_for_s
 /// must not settle the attempt as unknown: it is under way.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lease_that_is_renewed_after_the_look_is_not_taken_over() {
-    let stack = Stack::builder("a_renewed_lease").start().await;
+    let stack = Stack::start().await;
     let id = stack.post("{}", "?delay_ms=4000").await.job_id;
     stack.wait_for_deliveries(1).await;
     let over = "UPDATE webhook_jobs SET lease_until = clock_timestamp() - interval '1 s'";

@@ -10,14 +10,15 @@ use harness::load::Flow;
 use harness::pooler::{PoolMode, Pooler};
 use harness::processes::output;
 use harness::{PATIENCE, Program, Servers, Stack, report, wait_until};
+use outbox::service::clock;
 use tokio::time::sleep;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 use uuid::Uuid;
 
 const JOBS: usize = 60;
 
-async fn stack(test: &'static str, pooler: &Pooler) -> Stack {
-    Stack::builder(test).database_at(&pooler.address().to_string()).database_direct().start().await
+async fn stack(pooler: &Pooler) -> Stack {
+    Stack::builder().database_at(&pooler.address().to_string()).database_direct().start().await
 }
 
 /// Posts, and waits until all have arrived.
@@ -34,7 +35,7 @@ async fn one_that_lends_sessions_is_as_good_as_none() {
     let servers = Servers::shared().await;
     let pooler = Pooler::start(servers, PoolMode::Session, "").await;
     // Everything goes through it, the relay's LISTEN as well.
-    let stack = Stack::builder("a_pooler_of_sessions").database_at(&pooler.address().to_string()).start().await;
+    let stack = Stack::builder().database_at(&pooler.address().to_string()).start().await;
     post_and_deliver(&stack).await;
     assert!(!stack.apis[0].log().contains("pooler"), "{}", stack.apis[0].log());
     stack.finish().await;
@@ -45,7 +46,7 @@ async fn one_that_lends_transactions_delivers_each_once() {
     let servers = Servers::shared().await;
     // Few, so that every statement of a client may meet another's session.
     let pooler = Pooler::start(servers, PoolMode::Transaction, "default_pool_size = 3").await;
-    let stack = stack("a_pooler_of_transactions", &pooler).await;
+    let stack = stack(&pooler).await;
     stack.apis[0].says("a pooler that lends").await;
     post_and_deliver(&stack).await;
     stack.finish().await;
@@ -55,10 +56,10 @@ async fn one_that_lends_transactions_delivers_each_once() {
 const RECOVERY_LIMIT: Duration = Duration::from_secs(20);
 
 /// It dies with whatever is under way, and is there again after some seconds.
-async fn die_and_come_back(test: &'static str, mode: PoolMode) {
+async fn die_and_come_back(mode: PoolMode) {
     let servers = Servers::shared().await;
     let mut pooler = Pooler::start(servers, mode, "default_pool_size = 3").await;
-    let stack = stack(test, &pooler).await;
+    let stack = stack(&pooler).await;
     let flow = Flow::start(&stack.client, vec![stack.receiver_url("")], 20);
     stack.wait_for_deliveries(40).await;
     pooler.kill().await;
@@ -87,12 +88,12 @@ async fn die_and_come_back(test: &'static str, mode: PoolMode) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_that_lends_sessions_may_die() {
-    die_and_come_back("a_pooler_of_sessions_dies", PoolMode::Session).await;
+    die_and_come_back(PoolMode::Session).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_that_lends_transactions_may_die() {
-    die_and_come_back("a_pooler_of_transactions_dies", PoolMode::Transaction).await;
+    die_and_come_back(PoolMode::Transaction).await;
 }
 
 /// Reads beside cancellations: once a statement ran under the name of another one's, and cancelled what was only read.
@@ -100,11 +101,9 @@ async fn one_that_lends_transactions_may_die() {
 async fn what_is_only_read_is_not_cancelled() {
     let servers = Servers::shared().await;
     let pooler = Pooler::start(servers, PoolMode::Transaction, "default_pool_size = 3").await;
-    let stack = stack("reads_beside_cancellations", &pooler).await;
-    let in_an_hour = r"SELECT to_char(now() AT TIME ZONE 'UTC' + interval '1 hour', 'YYYY-MM-DD HH24:MI:SS')";
-    let in_an_hour: String = sqlx::query_scalar(in_an_hour).fetch_one(stack.pool()).await.expect("a time");
-    let in_an_hour = format!(r#", "deliver_at": "{}Z""#, in_an_hour.replace(' ', "T"));
-    let accept = async || stack.client.post_with("{}", &stack.receiver_url(""), &in_an_hour).await.job_id;
+    let stack = stack(&pooler).await;
+    let in_an_hour = clock::now() + Duration::from_hours(1);
+    let accept = async || stack.client.post_webhook(&stack.webhook("").deliver_at(in_an_hour)).await.job_id;
     let (read, cancelled) = (join_all((0..20).map(|_| accept())).await, join_all((0..20).map(|_| accept())).await);
     let reads = read.iter().map(async |id| send(stack.client.authorized(reqwest::Method::GET, &path(id))).await);
     let cancels = cancelled.iter().map(|id| stack.client.cancel(*id));
@@ -158,7 +157,7 @@ async fn nothing_is_left_to_others_on_the_same_session() {
     let servers = Servers::shared().await;
     // One alone, so that whoever comes gets the session that the services had.
     let pooler = Pooler::start(servers, PoolMode::Transaction, "default_pool_size = 1").await;
-    let stack = stack("nothing_is_left", &pooler).await;
+    let stack = stack(&pooler).await;
     post_and_deliver(&stack).await;
     for role in ["api", "worker"] {
         let direct = connect(&stack.url_of(role)).await;
@@ -175,7 +174,7 @@ async fn nothing_is_left_to_others_on_the_same_session() {
 async fn what_needs_a_session_says_so() {
     let servers = Servers::shared().await;
     let pooler = Pooler::start(servers, PoolMode::Transaction, "").await;
-    let stack = stack("what_needs_a_session", &pooler).await;
+    let stack = stack(&pooler).await;
     let url = pooler.url(servers, stack.database_url());
     let (broker, nobody) = (servers.rabbitmq_url.as_str(), "postgres://nobody@127.0.0.1:9/nothing");
     for program in [Program::Relay, Program::Migrate, Program::Check] {
@@ -195,7 +194,7 @@ async fn what_needs_a_session_says_so() {
 async fn a_session_that_is_taken_from_the_relay_is_missed() {
     let servers = Servers::shared().await;
     let pooler = Pooler::start(servers, PoolMode::Session, "").await;
-    let stack = Stack::builder("a_session_that_is_taken").database_at(&pooler.address().to_string()).start().await;
+    let stack = Stack::builder().database_at(&pooler.address().to_string()).start().await;
     post_and_deliver(&stack).await;
     let deaf = async || stack.relays[0].counter("outhook_relay_listen_failures_total").await;
     assert!(deaf().await < 1.0);

@@ -51,7 +51,7 @@ async fn assert_both_get_there(environment: &[(&str, &str)]) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_form_gets_there() {
     let servers = Servers::shared().await;
-    let database = Database::create(servers, "every_form_gets_there").await;
+    let database = Database::create(servers).await;
     let (server, name) = database.url.rsplit_once('/').expect("a URL names a database");
     let postgres = servers.postgres_address();
     let sockets = tempfile::tempdir().expect("there is room for temporary files");

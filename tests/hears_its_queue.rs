@@ -18,7 +18,7 @@ async fn post_all(stack: &Stack, count: usize) {
 /// as handed to them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_queue_that_was_replaced_is_consumed_anew() {
-    let stack = Stack::builder("a_queue_that_was_replaced").start().await;
+    let stack = Stack::start().await;
     stack.broker.replace_queue().await;
     let replaced = Instant::now();
     post_all(&stack, WEBHOOKS).await;
@@ -38,7 +38,7 @@ async fn a_queue_that_was_replaced_is_consumed_anew() {
 /// More than are handed out ahead: the rest lies in the queue, for all to see.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deaf_consumer_with_messages_ready_connects_anew() {
-    let stack = Stack::builder("a_deaf_consumer").worker_env("WORKER_CONCURRENCY", "1").start().await;
+    let stack = Stack::builder().worker_env("WORKER_CONCURRENCY", "1").start().await;
     stack.broker.replace_queue().await;
     post_all(&stack, WEBHOOKS).await;
     stack.wait_for_deliveries(WEBHOOKS).await;
@@ -55,7 +55,7 @@ async fn a_deaf_consumer_with_messages_ready_connects_anew() {
 /// One that is idle, and one that gets nothing because its slots are taken, has nothing to complain about.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_that_has_nothing_to_hear_stays_as_it_is() {
-    let stack = Stack::builder("nothing_to_hear").workers(2).worker_env("WORKER_CONCURRENCY", "1").start().await;
+    let stack = Stack::builder().workers(2).worker_env("WORKER_CONCURRENCY", "1").start().await;
     for _ in 0..2 {
         stack.post("{}", "?delay_ms=4500").await;
     }
@@ -72,7 +72,7 @@ async fn a_worker_that_has_nothing_to_hear_stays_as_it_is() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_that_stops_closes_its_connection() {
     let rabbitmq = Servers::private_only(Server::RabbitMq).await;
-    let mut stack = Stack::builder("a_worker_that_stops").start_between(Servers::shared().await, &rabbitmq).await;
+    let mut stack = Stack::builder().start_between(Servers::shared().await, &rabbitmq).await;
     post_all(&stack, 5).await;
     stack.wait_until_drained(PATIENCE).await;
     for mut process in [stack.workers.remove(0), stack.relays.remove(0)] {

@@ -68,7 +68,7 @@ async fn who_names_no_command_is_told_which_there_are() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn health_is_what_the_process_says() {
-    let stack = Stack::builder("health_is_what").workers(0).start().await;
+    let stack = Stack::builder().workers(0).start().await;
     let program = processes::path().await;
     let port = stack.client.url().rsplit(':').next().expect("it has a port");
 

@@ -1,9 +1,9 @@
 //! Programs read what the api says. Each body stays what it was, letter for letter: the fields, their order, and how a
 //! moment is written.
 
-use harness::client::{body, send};
+use harness::client::send;
 use harness::signing::{stack, v1_key, v1a_key};
-use harness::{PATIENCE, Stack, wait_until};
+use harness::{PATIENCE, Stack, Webhook, wait_until};
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -39,15 +39,15 @@ async fn answer(request: RequestBuilder) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bodies_about_webhooks() {
-    let stack = Stack::builder("bodies_about_webhooks").relays(0).workers(0).start().await;
-    let post = || stack.client.request(body("{}", TARGET, r#","max_attempts":3"#)).header("Idempotency-Key", "a-key");
+    let stack = Stack::builder().relays(0).workers(0).start().await;
+    let post = || stack.client.request(Webhook::to(TARGET).max_attempts(3)).header("Idempotency-Key", "a-key");
     let id = send(post()).await.expect("the api answers").job_id();
     assert_eq!(
         answer(post()).await,
         r#"{"job_id":"an id","status":"pending","message":"job was accepted before with this idempotency key"}"#
     );
     assert_eq!(
-        answer(stack.client.request(body("{}", TARGET, ""))).await,
+        answer(stack.client.request(Webhook::to(TARGET))).await,
         r#"{"job_id":"an id","status":"pending","message":"job accepted and queued for processing"}"#
     );
     assert_eq!(
@@ -119,9 +119,9 @@ fn joined(lines: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_job_in_all_its_parts() {
-    let stack = Stack::builder("a_job_in_all_its_parts").start().await;
+    let stack = Stack::start().await;
     let url = stack.receiver_url("?status=503&retry_after=3600");
-    let id = stack.client.post_with("{}", &url, r#","max_attempts":3,"ordering_key":"a-key""#).await.job_id;
+    let id = stack.client.post_webhook(&Webhook::to(&url).max_attempts(3).ordering_key("a-key")).await.job_id;
     let waiting = "SELECT count(*) FROM webhook_jobs WHERE status = 'pending' AND error <> ''";
     wait_until("the first attempt's record", PATIENCE, async || stack.count(waiting).await == 1).await;
 
@@ -144,7 +144,7 @@ async fn a_job_in_all_its_parts() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bodies_about_signing_keys() {
-    let stack = stack("bodies_about_signing_keys").relays(0).workers(0).start().await;
+    let stack = stack().relays(0).workers(0).start().await;
     let put = async |scheme: &str, secret: &str| {
         let body = json!({ "client_url": TARGET, "scheme": scheme, "secret": secret });
         stack.client.put_key(&body).await.body
@@ -187,7 +187,7 @@ async fn bodies_about_signing_keys() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bodies_of_probes() {
-    let stack = Stack::builder("bodies_of_probes").relays(0).workers(0).start().await;
+    let stack = Stack::builder().relays(0).workers(0).start().await;
     assert_eq!(answer(stack.client.get("/health")).await, r#"{"status":"ok"}"#);
     assert_eq!(answer(stack.client.get("/ready")).await, r#"{"postgres":"ok","status":"ok"}"#);
     let rename = "ALTER TABLE outbox RENAME TO nothing";

@@ -32,8 +32,8 @@ async fn enqueue(connection: &mut PgConnection, url: &str, keys: i64, each: i64)
     accepted.expect("they are taken").into_iter().collect()
 }
 
-async fn deliver_keys(test: &'static str, keys: i64, each: i64, timeout: Duration) {
-    let stack = Stack::builder(test).start().await;
+async fn deliver_keys(keys: i64, each: i64, timeout: Duration) {
+    let stack = Stack::start().await;
     let mut connection = stack.pool().acquire().await.expect("Postgres takes connections");
     let accepted = enqueue(&mut connection, &stack.receiver_url(""), keys, each).await;
     drop(connection);
@@ -46,17 +46,17 @@ async fn deliver_keys(test: &'static str, keys: i64, each: i64, timeout: Duratio
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_key_is_as_fast_as_its_receiver() {
-    deliver_keys("one_key_is_fast", 1, 60, Duration::from_secs(15)).await;
+    deliver_keys(1, 60, Duration::from_secs(15)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_keys_are_as_fast_as_their_receiver() {
-    deliver_keys("many_keys_are_fast", 50, 20, Duration::from_secs(15)).await;
+    deliver_keys(50, 20, Duration::from_secs(15)).await;
 }
 
 /// Accepts a backlog for a slow destination in one statement, and insists that everybody else gets his at once.
-async fn serve_others_beside(test: &'static str, key: &str, count: i64) {
-    let stack = Stack::builder(test).start().await;
+async fn serve_others_beside(key: &str, count: i64) {
+    let stack = Stack::start().await;
     let (_slow, url) = TcpProxy::before(&stack.receiver_url("?delay_ms=500")).await;
     let statement =
         format!("SELECT count(outhook.enqueue($1, i::text, ordering_key => {key})) FROM generate_series(1, $2) AS i");
@@ -87,12 +87,12 @@ async fn serve_others_beside(test: &'static str, key: &str, count: i64) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_backlog_of_one_key_delays_nobody_else() {
-    serve_others_beside("the_backlog_of_one_key", "'k'", 150_000).await;
+    serve_others_beside("'k'", 150_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_keys_that_wait_delay_nobody_else() {
-    serve_others_beside("many_keys_that_wait", "'key ' || i", 100_000).await;
+    serve_others_beside("'key ' || i", 100_000).await;
 }
 
 /// Cancels a webhook. A transaction that is in another's way is rolled back, as such isolations have it, and tried again.
@@ -103,8 +103,8 @@ async fn cancel(session: &mut PgConnection, id: Uuid) -> bool {
 }
 
 /// Drains keys, and cancels some of them, where every session that says nothing else has this isolation.
-async fn deliver_under(test: &'static str, isolation: &str) {
-    let mut stack = Stack::builder(test).relays(0).workers(0).start().await;
+async fn deliver_under(isolation: &str) {
+    let mut stack = Stack::builder().relays(0).workers(0).start().await;
     let alter = format!(
         "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_isolation = %L', current_database(), '{isolation}'); END $$"
     );
@@ -136,12 +136,12 @@ async fn deliver_under(test: &'static str, isolation: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_move_where_transactions_are_repeatable_reads() {
-    deliver_under("keys_of_repeatable_reads", "repeatable read").await;
+    deliver_under("repeatable read").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_move_where_transactions_are_serializable() {
-    deliver_under("keys_of_serializable", "serializable").await;
+    deliver_under("serializable").await;
 }
 
 /// Accepts a webhook of key `k` that is due in an hour.
@@ -150,13 +150,11 @@ async fn enqueue_for_later(stack: &Stack, url: &str) -> Uuid {
     sqlx::query_scalar(statement).bind(url).fetch_one(stack.pool()).await.expect("it is taken")
 }
 
-const KEY: &str = r#","ordering_key":"k""#;
-
 /// The scheduled one waits for its time and for nothing else, and nobody waits for it until then.
 async fn overtake_a_scheduled_one(stack: Stack, its_url: &str) {
     let scheduled = enqueue_for_later(&stack, its_url).await;
     for _ in 0..3 {
-        let id = stack.client.post_with("{}", &stack.receiver_url(""), KEY).await.job_id;
+        let id = stack.client.post_webhook(&stack.webhook("").ordering_key("k")).await.job_id;
         let what = "a webhook beside one of its key that is due in an hour";
         wait_until(what, AT_ONCE, async || !stack.deliveries(id).is_empty()).await;
     }
@@ -167,22 +165,22 @@ async fn overtake_a_scheduled_one(stack: Stack, its_url: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_orders_within_its_destination_only() {
-    let stack = Stack::builder("a_key_orders_within").start().await;
+    let stack = Stack::start().await;
     let (_other, url) = TcpProxy::before(&stack.receiver_url("")).await;
     overtake_a_scheduled_one(stack, &url).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_scheduled_webhook_takes_its_place_when_its_time_comes() {
-    let stack = Stack::builder("a_scheduled_webhook_of_a_key").start().await;
+    let stack = Stack::start().await;
     let url = stack.receiver_url("");
     overtake_a_scheduled_one(stack, &url).await;
 }
 
 /// One of a key was published, a lower one commits later and waits for it, and the worker gives the published one back:
 /// neither may wait for the other.
-async fn give_back_one_that_others_wait_for(test: &'static str, same_destination: bool) {
-    let mut stack = Stack::builder(test)
+async fn give_back_one_that_others_wait_for(same_destination: bool) {
+    let mut stack = Stack::builder()
         .workers(0)
         // One under way at a time, so that the last message is at hand when the first ones have failed.
         .env("WORKER_CONCURRENCY", "2")
@@ -217,20 +215,19 @@ async fn give_back_one_that_others_wait_for(test: &'static str, same_destination
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_of_a_key_and_a_destination_do_not_wait_for_each_other() {
-    give_back_one_that_others_wait_for("two_of_a_key_and_a_destination", true).await;
+    give_back_one_that_others_wait_for(true).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_of_a_key_and_two_destinations_do_not_wait_for_each_other() {
-    give_back_one_that_others_wait_for("two_of_a_key_and_two_destinations", false).await;
+    give_back_one_that_others_wait_for(false).await;
 }
 
 /// Lanes that wait for a broker give no turns; nothing of a turn needs one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn turns_are_given_while_the_broker_does_not_answer() {
     let (broker, url) = TcpProxy::before(&Servers::shared().await.rabbitmq_url).await;
-    let stack =
-        Stack::builder("turns_without_a_broker").env("RABBITMQ_URL", &url).env("RELAY_LANES", "1").start().await;
+    let stack = Stack::builder().env("RABBITMQ_URL", &url).env("RELAY_LANES", "1").start().await;
     broker.set(Mode::Stall);
     stack.relays[0].says("not publishing").await;
     let mut connection = stack.pool().acquire().await.expect("Postgres takes connections");

@@ -12,8 +12,6 @@ use tokio::time::sleep;
 /// What a webhook takes at the most, in the middle of some, when nothing is in its way.
 const AT_ONCE: Duration = Duration::from_millis(400);
 
-const DELIVERED: &str = "SELECT count(*) FROM webhook_jobs WHERE status = 'success'";
-
 /// Limits the stack's own receiver to so many webhooks a second, or lifts its limit.
 async fn limit(stack: &Stack, per_second: Option<i32>) {
     let statement = "SELECT outhook.limit_destination($1, $2)";
@@ -23,15 +21,14 @@ async fn limit(stack: &Stack, per_second: Option<i32>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_limit_that_is_lifted_frees_what_it_held() {
-    let stack = Stack::builder("a_limit_that_is_lifted").start().await;
+    let stack = Stack::start().await;
     limit(&stack, Some(5)).await;
     stack.enqueue(&stack.receiver_url(""), "{}", 200).await;
-    wait_until("some to be delivered", PATIENCE, async || stack.count(DELIVERED).await >= 10).await;
+    wait_until("some to be delivered", PATIENCE, async || stack.delivered().await >= 10).await;
     limit(&stack, None).await;
-    let left = 200 - stack.count(DELIVERED).await;
+    let left = 200 - stack.delivered().await;
     assert!(left > 150, "too few wait for the limit: {left}");
-    wait_until("what was held to be delivered", Duration::from_secs(5), async || stack.count(DELIVERED).await == 200)
-        .await;
+    wait_until("what was held to be delivered", Duration::from_secs(5), async || stack.delivered().await == 200).await;
     let taken = one_at_a_time(&stack, 8, Duration::ZERO).await;
     assert!(median(&taken) < AT_ONCE, "new webhooks wait: {taken:?}");
     stack.finish().await;
@@ -42,15 +39,12 @@ async fn a_limit_that_is_lifted_frees_what_it_held() {
 async fn a_limit_is_kept_when_a_worker_comes_back() {
     const LIMIT: usize = 10;
     const WEBHOOKS: i32 = 120;
-    let mut stack = Stack::builder("a_limit_is_kept").workers(0).start().await;
+    let mut stack = Stack::builder().workers(0).start().await;
     limit(&stack, Some(10)).await;
     stack.enqueue(&stack.receiver_url(""), "{}", WEBHOOKS).await;
     // As long as the worker is away: what a relay publishes meanwhile is its own affair.
-    look_for(Duration::from_secs(10), async || {
-        let published = "SELECT count(*) FROM outbox WHERE published_at IS NOT NULL";
-        (stack.count(published).await > i64::from(WEBHOOKS) * 3 / 4).then_some(())
-    })
-    .await;
+    look_for(Duration::from_secs(10), async || (stack.published().await > i64::from(WEBHOOKS) * 3 / 4).then_some(()))
+        .await;
     stack.start_worker().await;
     stack.wait_until_drained(PATIENCE).await;
     assert_kept(&stack, LIMIT, "a worker that was away");
@@ -79,11 +73,10 @@ fn assert_kept_since(stack: &Stack, since: OffsetDateTime, limit: usize, case: &
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_limit_binds_what_was_published_before_it() {
     const WEBHOOKS: i64 = 40;
-    let stack = Stack::builder("a_limit_binds").start().await;
+    let stack = Stack::start().await;
     stack.workers[0].signal(Signal::STOP);
     stack.enqueue(&stack.receiver_url(""), "{}", 40).await;
-    let published = "SELECT count(*) FROM outbox WHERE published_at IS NOT NULL";
-    wait_until("all to be published", PATIENCE, async || stack.count(published).await == WEBHOOKS).await;
+    wait_until("all to be published", PATIENCE, async || stack.published().await == WEBHOOKS).await;
     limit(&stack, Some(10)).await;
     stack.workers[0].signal(Signal::CONT);
     stack.wait_until_drained(PATIENCE).await;
@@ -94,7 +87,7 @@ async fn a_limit_binds_what_was_published_before_it() {
 /// A worker that claimed many and stood still before their requests left: what came meanwhile binds them too.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_limit_binds_what_was_claimed_before_it() {
-    let mut stack = Stack::builder("a_limit_binds_claims").workers(0).start().await;
+    let mut stack = Stack::builder().workers(0).start().await;
     let worker = claim_and_stand_still(&mut stack).await;
     limit(&stack, Some(10)).await;
     sleep(STANDSTILL).await;
@@ -114,8 +107,7 @@ const STANDSTILL: Duration = Duration::from_secs(2);
 /// A worker that stands still with webhooks that it has claimed and not sent.
 async fn claim_and_stand_still(stack: &mut Stack) -> Process {
     stack.enqueue(&stack.receiver_url(""), "{}", 100).await;
-    let published = "SELECT count(*) FROM outbox WHERE published_at IS NOT NULL";
-    wait_until("all to be published", PATIENCE, async || stack.count(published).await == 100).await;
+    wait_until("all to be published", PATIENCE, async || stack.published().await == 100).await;
     // Its first claim is of the few messages that came first, and must wait; the second is of all that came meanwhile.
     let mut lock = stack.pool().begin().await.expect("a transaction");
     sqlx::query("LOCK TABLE webhook_jobs IN EXCLUSIVE MODE").execute(&mut *lock).await.expect("nobody holds it");
@@ -123,7 +115,7 @@ async fn claim_and_stand_still(stack: &mut Stack) -> Process {
     wait_until("all to be with the worker", PATIENCE, async || stack.broker.ready().await == 0).await;
     lock.rollback().await.expect("it is held");
     wait_until("the worker to stand still", PATIENCE, async || worker.is_stopped()).await;
-    let claimed = stack.count("SELECT count(*) FROM webhook_jobs WHERE status = 'processing'").await;
+    let claimed = stack.under_way().await;
     let sent = stack.receiver.received().len();
     report(&format!("a worker stands still with {claimed} webhooks claimed, {sent} of them sent"));
     assert!(claimed > 15, "too few to see a limit broken: {claimed}");
@@ -132,7 +124,7 @@ async fn claim_and_stand_still(stack: &mut Stack) -> Process {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_limit_that_is_not_reached_delays_nothing() {
-    let stack = Stack::builder("a_limit_that_is_not_reached").start().await;
+    let stack = Stack::start().await;
     limit(&stack, Some(100)).await;
     let taken = one_at_a_time(&stack, 8, Duration::from_millis(1_300)).await;
     assert!(median(&taken) < AT_ONCE, "{taken:?}");

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use harness::{PATIENCE, Stack, look_for, wait_until};
+use harness::{PATIENCE, Stack, Webhook, look_for, wait_until};
 use time::OffsetDateTime;
 
 /// What was under way when a pause was asked for may still arrive for so long.
@@ -34,17 +34,14 @@ fn assert_pauses_kept(stack: &Stack, path: &str, pause: Duration) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pause_of_one_url_holds_no_other_of_its_host() {
-    let stack = Stack::builder("a_pause_of_one_url").start().await;
+    let stack = Stack::start().await;
     stack.client.post("{}", &stack.receiver.url("/strict?status=429&retry_after=3600")).await;
     wait_until("the pause to be asked for", PATIENCE, async || {
         stack.count("SELECT count(*) FROM webhook_attempts WHERE retry_at > now() + interval '59 minutes'").await == 1
     })
     .await;
     stack.enqueue(&stack.receiver.url("/other"), "{}", 10).await;
-    wait_until("the others to be delivered", SOON, async || {
-        stack.count("SELECT count(*) FROM webhook_jobs WHERE status = 'success'").await >= 10
-    })
-    .await;
+    wait_until("the others to be delivered", SOON, async || stack.delivered().await >= 10).await;
     // The query does not count. What was accepted after it has overtaken it.
     let same = stack.client.post("{}", &stack.receiver.url("/strict?other=1")).await.job_id;
     let other = stack.client.post("{}", &stack.receiver.url("/other")).await.job_id;
@@ -59,16 +56,12 @@ async fn a_pause_of_one_url_holds_no_other_of_its_host() {
 async fn a_pause_binds_what_lies_in_the_queue() {
     const PAUSE: Duration = Duration::from_secs(8);
     const WEBHOOKS: i64 = 21;
-    let mut stack =
-        Stack::builder("a_pause_binds_what_lies_in_the_queue").workers(0).env("WORKER_CONCURRENCY", "2").start().await;
+    let mut stack = Stack::builder().workers(0).env("WORKER_CONCURRENCY", "2").start().await;
     stack.post("{}", "?fail_times=1&status=429&retry_after=8&delay_ms=500").await;
     for number in 1..WEBHOOKS {
         stack.post("{}", &format!("?number={number}&delay_ms=500")).await;
     }
-    wait_until("all to be published", PATIENCE, async || {
-        stack.count("SELECT count(*) FROM outbox WHERE published_at IS NOT NULL").await == WEBHOOKS
-    })
-    .await;
+    wait_until("all to be published", PATIENCE, async || stack.published().await == WEBHOOKS).await;
     stack.start_worker().await;
     stack.start_worker().await;
     stack.wait_until_drained(PATIENCE).await;
@@ -80,7 +73,7 @@ async fn a_pause_binds_what_lies_in_the_queue() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_breaker_that_opens_does_not_cut_a_pause_short() {
     const PAUSE: Duration = Duration::from_secs(12);
-    let stack = Stack::builder("a_breaker_does_not_cut_a_pause")
+    let stack = Stack::builder()
         .worker_env("BREAKER_FAILURES", "3")
         .worker_env("BREAKER_COOLDOWN_SEC", "2")
         .worker_env("BREAKER_COOLDOWN_MAX_SEC", "2")
@@ -104,14 +97,14 @@ async fn a_breaker_that_opens_does_not_cut_a_pause_short() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_probe_that_is_told_to_wait_is_heard() {
     const PAUSE: Duration = Duration::from_secs(5);
-    let stack = Stack::builder("a_probe_that_is_told_to_wait")
+    let stack = Stack::builder()
         .worker_env("BREAKER_FAILURES", "3")
         .worker_env("BREAKER_COOLDOWN_SEC", "2")
         .worker_env("BREAKER_COOLDOWN_MAX_SEC", "2")
         .start()
         .await;
     for _ in 0..3 {
-        stack.client.post_with("{}", &stack.receiver.url("/down?status=500"), r#","max_attempts":1"#).await;
+        stack.client.post_webhook(&Webhook::to(&stack.receiver.url("/down?status=500")).max_attempts(1)).await;
     }
     wait_until("the breaker to open", PATIENCE, async || {
         stack.count("SELECT count(*) FROM destinations WHERE state = 'open'").await == 1
@@ -126,11 +119,8 @@ async fn a_probe_that_is_told_to_wait_is_heard() {
 /// A job keeps to its schedule although its queue was lost and its destination slowed down while it was attempted.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_schedule_is_kept_over_a_lost_queue_and_a_slow_destination() {
-    let stack = Stack::builder("a_schedule_is_kept")
-        .worker_env("RETRY_SCHEDULE", "5m")
-        .worker_env("HTTP_CLIENT_TIMEOUT_SEC", "20")
-        .start()
-        .await;
+    let stack =
+        Stack::builder().worker_env("RETRY_SCHEDULE", "5m").worker_env("HTTP_CLIENT_TIMEOUT_SEC", "20").start().await;
     let slow = stack.post("{}", "?status=500&delay_ms=6000").await.job_id;
     stack.wait_for_deliveries(1).await;
     stack.client.post("{}", &stack.receiver.url("/strict?status=429&retry_after=8")).await;

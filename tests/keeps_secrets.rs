@@ -4,9 +4,9 @@
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use harness::certificates::Authority;
-use harness::client::{body, send};
+use harness::client::send;
 use harness::signing::{random_key, stack, v1_key, v1a_key};
-use harness::{PATIENCE, RawServer, Stack};
+use harness::{PATIENCE, RawServer, Stack, Webhook};
 use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
@@ -45,7 +45,7 @@ async fn answer(stack: &Stack, path: &str) -> String {
 async fn no_secret_is_seen_in_psql_logs_or_answers() {
     let sealing = random_key();
     let verbose = "debug,lapin=info";
-    let stack = stack("no_secret_is_seen").env("SECRETS_KEY", &sealing).env("RUST_LOG", verbose).start().await;
+    let stack = stack().env("SECRETS_KEY", &sealing).env("RUST_LOG", verbose).start().await;
     let (v1, v1a, own, refused) = (v1_key(), v1a_key(), v1_key(), v1_key());
     let url = stack.receiver_url("?fail_times=1");
     let mut answers = Vec::new();
@@ -53,7 +53,7 @@ async fn no_secret_is_seen_in_psql_logs_or_answers() {
         let set = json!({ "client_url": url, "scheme": scheme, "secret": secret });
         answers.push(stack.client.put_key(&set).await.body);
     }
-    let accepted = stack.client.post_with("{}", &url, &format!(r#","signing_secret":"{own}""#)).await;
+    let accepted = stack.client.post_webhook(&Webhook::to(&url).signing_secret(&own)).await;
     stack.client.post("{}", &url).await;
     // One that is refused must not be repeated either.
     for (name, value) in [("overlap_sec", json!(-1)), ("scheme", json!("v1a")), ("destination", json!(url))] {
@@ -63,7 +63,7 @@ async fn no_secret_is_seen_in_psql_logs_or_answers() {
         assert_eq!(response.status, 422, "{}", response.body);
         answers.push(response.body);
     }
-    let broken = body("{}", &url, &format!(r#","signing_secret":"{refused}!""#));
+    let broken = Webhook::to(&url).signing_secret(&format!("{refused}!"));
     answers.push(send(stack.client.request(broken)).await.expect("an answer").body);
     stack.wait_until_drained(PATIENCE).await;
 
@@ -92,7 +92,7 @@ async fn no_host_is_named_in_a_log_however_much_is_logged() {
     let authority = Authority::new();
     let roots = tempfile::NamedTempFile::new().expect("there is room for a file");
     std::fs::write(roots.path(), authority.pem()).expect("there is room for it");
-    let stack = Stack::builder("no_host_is_named")
+    let stack = Stack::builder()
         .env("RUST_LOG", "trace")
         .env("MAX_RETRIES", "1")
         .worker_env("EGRESS_CA_FILE", roots.path().to_str().expect("the path is text"))
@@ -118,15 +118,11 @@ async fn no_host_is_named_in_a_log_however_much_is_logged() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_key_to_seal_with_no_secret_is_taken() {
-    let stack = Stack::builder("without_a_key_to_seal_with").start().await;
+    let stack = Stack::start().await;
     let url = stack.receiver_url("");
     let refused = [
         stack.client.put_key(&json!({ "client_url": url, "scheme": "v1", "secret": v1_key() })).await,
-        stack
-            .client
-            .try_post(body("{}", &url, &format!(r#","signing_secret":"{}""#, v1_key())), None)
-            .await
-            .expect("an answer"),
+        send(stack.client.request(Webhook::to(&url).signing_secret(&v1_key()))).await.expect("an answer"),
     ];
     for response in refused {
         assert_eq!(response.status, 501, "{}", response.body);
@@ -143,7 +139,7 @@ async fn without_a_key_to_seal_with_no_secret_is_taken() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn requests_for_keys_that_are_wrong() {
-    let stack = stack("requests_for_keys").relays(0).workers(0).start().await;
+    let stack = stack().relays(0).workers(0).start().await;
     let good = json!({ "client_url": "https://example.com/a", "scheme": "v1", "secret": v1_key() });
     let with = |name: &str, value: Value| {
         let mut changed = good.clone();

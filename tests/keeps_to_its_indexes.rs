@@ -37,7 +37,7 @@ struct Service {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn plans_made_for_empty_tables_read_no_full_ones() {
-    let database = Database::create(Servers::shared().await, "keeps_to_its_indexes").await;
+    let database = Database::create(Servers::shared().await).await;
     // As small as can be, and taken to be so: whatever Postgres learned later would make it plan anew.
     for table in ["outbox", "webhook_jobs"] {
         let prepare =

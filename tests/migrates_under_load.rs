@@ -114,7 +114,7 @@ async fn give_way(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_migration_that_wants_a_table_for_itself_disturbs_no_caller() {
-    let stack = Stack::builder("a_migration_under_load").start().await;
+    let stack = Stack::start().await;
     let callers = Callers::start(&stack);
     let reader = read(&stack, "SELECT FROM webhook_jobs LIMIT 1").await;
     let migration = tokio::spawn(migrate(stack.database_url().to_owned(), with_another_column()));
@@ -130,7 +130,7 @@ async fn a_migration_that_wants_a_table_for_itself_disturbs_no_caller() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn functions_and_views_are_replaced_under_load_and_keep_the_rights_that_others_have_on_them() {
-    let stack = Stack::builder("functions_under_load").start().await;
+    let stack = Stack::start().await;
     let grant = "GRANT SELECT ON outhook.outbox_lag TO outhook_enqueuer; GRANT EXECUTE ON FUNCTION outhook.cancel TO outhook_reader";
     sqlx::raw_sql(grant).execute(stack.pool()).await.expect("the owner may do it");
     let callers = Callers::start(&stack);

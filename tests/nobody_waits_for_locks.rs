@@ -24,10 +24,6 @@ const DELIVERY_LIMIT: Duration = Duration::from_secs(20);
 /// What a worker leases with a time-out of two seconds.
 const LEASE: Duration = Duration::from_secs(7);
 
-const SUCCESSES: &str = "SELECT count(*) FROM webhook_jobs WHERE status = 'success'";
-const UNDER_WAY: &str = "SELECT count(*) FROM webhook_jobs WHERE status = 'processing'";
-const UNKNOWN: &str = "SELECT count(*) FROM webhook_attempts WHERE outcome = 'unknown'";
-
 async fn post(stack: &Stack, count: usize, query: &str) -> Vec<Uuid> {
     let mut ids = Vec::with_capacity(count);
     for _ in 0..count {
@@ -38,7 +34,7 @@ async fn post(stack: &Stack, count: usize, query: &str) -> Vec<Uuid> {
 
 async fn wait_for_successes(stack: &Stack, what: &str, count: usize, timeout: Duration) {
     let expected = i64::try_from(count).expect("it is small");
-    wait_until(what, timeout, async || stack.count(SUCCESSES).await >= expected).await;
+    wait_until(what, timeout, async || stack.delivered().await >= expected).await;
 }
 
 /// Insists that other webhooks are delivered at once, one after the other, until then. Returns how many are delivered.
@@ -55,8 +51,7 @@ async fn serve_others_until(stack: &Stack, then: Instant, mut delivered: usize) 
 /// Webhooks whose messages lie in the queue of a stack without workers.
 async fn publish(stack: &Stack, count: usize) -> Vec<Uuid> {
     let ids = post(stack, count, "").await;
-    let published = "SELECT count(*) FROM outbox WHERE published_at IS NULL";
-    wait_until("all to be published", PATIENCE, async || stack.count(published).await == 0).await;
+    wait_until("all to be published", PATIENCE, async || stack.unpublished().await == 0).await;
     ids
 }
 
@@ -75,8 +70,8 @@ enum End {
 }
 
 /// Somebody cancels one of 30 whose messages wait in the queue, and goes for lunch.
-async fn cancel_and_leave_open(test: &'static str, end: End) {
-    let mut stack = Stack::builder(test).workers(0).start().await;
+async fn cancel_and_leave_open(end: End) {
+    let mut stack = Stack::builder().workers(0).start().await;
     let cancelled = publish(&stack, 30).await[7];
     let transaction = open(&stack, &format!("SELECT outhook.cancel('{cancelled}')")).await;
     stack.start_worker().await;
@@ -98,19 +93,19 @@ async fn cancel_and_leave_open(test: &'static str, end: End) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_open_cancel_that_is_rolled_back_stops_nobody() {
-    cancel_and_leave_open("an_open_cancel_rolled_back", End::Rollback).await;
+    cancel_and_leave_open(End::Rollback).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_open_cancel_that_is_committed_stops_nobody() {
-    cancel_and_leave_open("an_open_cancel_committed", End::Commit).await;
+    cancel_and_leave_open(End::Commit).await;
 }
 
 /// More than a worker takes from the queue ahead, so that it cannot just keep them at hand; and for so long that
 /// asking for their messages again and again would make them dead letters, which the end of the test looks for.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_open_cancel_of_more_than_a_worker_holds_stops_nobody() {
-    let mut stack = Stack::builder("an_open_cancel_of_many").workers(0).env("WORKER_CONCURRENCY", "16").start().await;
+    let mut stack = Stack::builder().workers(0).env("WORKER_CONCURRENCY", "16").start().await;
     let cancelled = publish(&stack, 100).await;
     let transaction = open(&stack, "SELECT outhook.cancel(id) FROM webhook_jobs").await;
     let opened = Instant::now();
@@ -126,19 +121,19 @@ async fn an_open_cancel_of_more_than_a_worker_holds_stops_nobody() {
 
 /// Holds rows of three webhooks while they are under way, until their leases are over, and insists that nobody
 /// else notices and that nothing comes of it.
-async fn hold_what_is_under_way(test: &'static str, rows: &str) {
-    let stack = Stack::builder(test).env("HTTP_CLIENT_TIMEOUT_SEC", "2").start().await;
+async fn hold_what_is_under_way(rows: &str) {
+    let stack = Stack::builder().env("HTTP_CLIENT_TIMEOUT_SEC", "2").start().await;
     let held = post(&stack, 3, "?delay_ms=1500").await;
     stack.wait_for_deliveries(3).await;
     let transaction = open(&stack, rows).await;
     let opened = Instant::now();
-    assert_eq!(stack.count(UNDER_WAY).await, 3, "they ended before they were locked");
+    assert_eq!(stack.under_way().await, 3, "they ended before they were locked");
     post(&stack, 100, "").await;
     wait_for_successes(&stack, "the others to be recorded beside locked rows", 100, SOON).await;
     let delivered = serve_others_until(&stack, opened + LEASE + AT_ONCE, 100).await;
     transaction.commit().await.expect("it ends");
     wait_for_successes(&stack, "those whose rows were locked", delivered + held.len(), AFTERWARDS).await;
-    assert_eq!(stack.count(UNKNOWN).await, 0, "an attempt whose answer had come is unknown");
+    assert_eq!(stack.unknown_attempts().await, 0, "an attempt whose answer had come is unknown");
     for id in held {
         assert_eq!(stack.deliveries(id).len(), 1, "job {id}");
     }
@@ -148,20 +143,20 @@ async fn hold_what_is_under_way(test: &'static str, rows: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn locked_jobs_under_way_stop_nobody() {
     let rows = "SELECT 1 FROM webhook_jobs WHERE status = 'processing' FOR UPDATE";
-    hold_what_is_under_way("locked_jobs_under_way", rows).await;
+    hold_what_is_under_way(rows).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn locked_outbox_rows_of_what_is_under_way_stop_nobody() {
     let rows = "SELECT 1 FROM outbox FOR UPDATE";
-    hold_what_is_under_way("locked_outbox_rows", rows).await;
+    hold_what_is_under_way(rows).await;
 }
 
 /// What waits for its record only, after its answer, takes no slot from those that could be posted.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn twice_as_many_locked_jobs_as_there_are_slots_stop_nobody() {
     const SLOTS: usize = 4;
-    let stack = Stack::builder("more_locked_jobs_than_slots")
+    let stack = Stack::builder()
         .env("WORKER_CONCURRENCY", &SLOTS.to_string())
         .env("HTTP_CLIENT_TIMEOUT_SEC", "2")
         .start()
@@ -185,7 +180,7 @@ async fn twice_as_many_locked_jobs_as_there_are_slots_stop_nobody() {
     wait_for_successes(&stack, "the others to be recorded beside locked rows", 20, SOON).await;
     transaction.commit().await.expect("it ends");
     wait_for_successes(&stack, "those whose rows were locked", 20 + held.len(), AFTERWARDS).await;
-    assert_eq!(stack.count(UNKNOWN).await, 0, "an attempt whose answer had come is unknown");
+    assert_eq!(stack.unknown_attempts().await, 0, "an attempt whose answer had come is unknown");
     for id in held {
         assert_eq!(stack.deliveries(id).len(), 1, "job {id}");
     }
@@ -196,20 +191,20 @@ async fn twice_as_many_locked_jobs_as_there_are_slots_stop_nobody() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_locked_table_stops_nobody_any_longer_than_it_is_locked() {
     const WEBHOOKS: usize = 100;
-    let stack = Stack::builder("a_locked_table").start().await;
+    let stack = Stack::start().await;
     post(&stack, WEBHOOKS, "?delay_ms=300").await;
     let transaction = open(&stack, "LOCK TABLE webhook_jobs").await;
     sleep(Duration::from_secs(3)).await;
     transaction.commit().await.expect("it ends");
     wait_for_successes(&stack, "all to be delivered after a table was locked", WEBHOOKS, AT_ONCE + AT_ONCE).await;
-    assert_eq!(stack.count(UNKNOWN).await, 0, "an attempt whose answer had come is unknown");
+    assert_eq!(stack.unknown_attempts().await, 0, "an attempt whose answer had come is unknown");
     assert_eq!(stack.receiver.received().len(), WEBHOOKS);
     stack.finish().await;
 }
 
 /// Holds the row of a destination that is not well, and insists that other destinations get theirs at once.
-async fn hold_a_destination(test: &'static str, state: &str, failing: &str) {
-    let stack = Stack::builder(test).env("MAX_RETRIES", "100").worker_env("BREAKER_FAILURES", "3").start().await;
+async fn hold_a_destination(state: &str, failing: &str) {
+    let stack = Stack::builder().env("MAX_RETRIES", "100").worker_env("BREAKER_FAILURES", "3").start().await;
     let (sick, url) = TcpProxy::before(&stack.receiver_url("")).await;
     for _ in 0..3 {
         stack.client.post("{}", &format!("{url}{failing}")).await;
@@ -240,10 +235,10 @@ async fn hold_a_destination(test: &'static str, state: &str, failing: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_locked_destination_whose_breaker_is_open_stops_nobody() {
-    hold_a_destination("a_locked_open_destination", "open", "?fail_times=1").await;
+    hold_a_destination("open", "?fail_times=1").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_locked_destination_that_is_metered_stops_nobody() {
-    hold_a_destination("a_locked_metered_destination", "metered", "?status=429&retry_after=1&fail_times=1").await;
+    hold_a_destination("metered", "?status=429&retry_after=1&fail_times=1").await;
 }

@@ -37,7 +37,7 @@ async fn enqueue(connection: &mut PgConnection, url: &str, key: &str) -> Uuid {
 async fn two_of_a_key_are_never_at_the_receiver_at_once() {
     let servers = harness::Servers::shared().await;
     let (proxy, through_proxy) = TcpProxy::before(&servers.rabbitmq_url).await;
-    let builder = Stack::builder("two_of_a_key_at_once").env("HTTP_CLIENT_TIMEOUT_SEC", "8");
+    let builder = Stack::builder().env("HTTP_CLIENT_TIMEOUT_SEC", "8");
     let mut stack = builder.relay_env("RABBITMQ_URL", &through_proxy).start().await;
     let url = stack.receiver_url(&format!("?delay_ms={}", DELAY.as_millis()));
     for round in 0..TRIES {
@@ -58,8 +58,7 @@ async fn two_of_a_key_are_never_at_the_receiver_at_once() {
             continue;
         }
         stack.relays.remove(0).kill().await;
-        let unmarked = "SELECT count(*) FROM outbox WHERE published_at IS NULL";
-        assert_eq!(stack.count(unmarked).await, 1, "the relay heard of the confirm");
+        assert_eq!(stack.unpublished().await, 1, "the relay heard of the confirm");
         earlier.commit().await.expect("it commits");
         proxy.set(Mode::Forward);
         stack.start_relay().await;
@@ -143,7 +142,7 @@ async fn no_key_stands_still_after_a_chaos() {
     let seed: u64 = std::env::var("KEYS_SEED").map_or_else(|_| rand::random(), |text| text.parse().expect("a number"));
     report(&format!("a chaos of keys: KEYS_SEED={seed}"));
     let mut random = StdRng::seed_from_u64(seed);
-    let builder = Stack::builder("a_chaos_of_keys").relays(2).workers(2);
+    let builder = Stack::builder().relays(2).workers(2);
     let mut stack = builder.env("MAX_RETRIES", "100").env("HTTP_CLIENT_TIMEOUT_SEC", "1").start().await;
     let mut accepted: HashMap<String, Vec<Uuid>> = HashMap::new();
     let (mut open, mut cancelled) = (Vec::new(), Vec::new());

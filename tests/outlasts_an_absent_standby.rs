@@ -2,7 +2,7 @@
 //! connections wait than there are for it, however long it lasts and whoever calls.
 
 use futures_util::future::join_all;
-use harness::client::{Response, body, send};
+use harness::client::{Response, send};
 use harness::servers::Server;
 use harness::{PATIENCE, Servers, Stack, report, wait_until};
 use sqlx::AssertSqlSafe;
@@ -32,7 +32,7 @@ async fn wait_for_standby(stack: &Stack, name: &str) {
 }
 
 async fn post(stack: &Stack, key: &str) -> Response {
-    let request = stack.client.request(body("{}", &stack.receiver_url(""), "")).header("Idempotency-Key", key);
+    let request = stack.client.request(stack.webhook("")).header("Idempotency-Key", key);
     send(request).await.expect("the api answers")
 }
 
@@ -48,7 +48,7 @@ async fn ready(stack: &Stack) -> Response {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_more_connections_wait_for_a_standby_than_there_are_for_it() {
     let postgres = Servers::private_only(Server::Postgres).await;
-    let builder = Stack::builder("waits_for_a_standby").relays(0).workers(0);
+    let builder = Stack::builder().relays(0).workers(0);
     let mut stack = builder.start_between(&postgres, Servers::shared().await).await;
     let mut jobs = Vec::new();
     for number in 0..ROUNDS {
@@ -89,13 +89,12 @@ async fn no_more_connections_wait_for_a_standby_than_there_are_for_it() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn deliveries_go_on_when_the_standby_is_back() {
     let postgres = Servers::private_only(Server::Postgres).await;
-    let builder = Stack::builder("the_standby_is_back").workers(0);
+    let builder = Stack::builder().workers(0);
     let mut stack = builder.start_between(&postgres, Servers::shared().await).await;
     for _ in 0..4 {
         stack.post("{}", "").await;
     }
-    let published = "SELECT count(*) FROM outbox WHERE published_at IS NOT NULL";
-    wait_until("all to be published", PATIENCE, async || stack.count(published).await == 4).await;
+    wait_until("all to be published", PATIENCE, async || stack.published().await == 4).await;
     wait_for_standby(&stack, "nobody").await;
     stack.start_worker().await;
     wait_until("the worker to notice", PATIENCE, async || stack.workers[0].log().contains("cannot claim")).await;

@@ -4,8 +4,8 @@
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use harness::client::{Response, body, send};
-use harness::{PATIENCE, Stack, StackBuilder, report, wait_until};
+use harness::client::{Response, send};
+use harness::{PATIENCE, Stack, StackBuilder, Webhook, report, wait_until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -23,8 +23,8 @@ const UNVERIFIED: usize = 16 * MIB;
 const OVERHEAD: usize = 64 * MIB;
 
 /// Only the api, whose own time-outs put nobody out before the test is over.
-fn api(test: &'static str) -> StackBuilder {
-    Stack::builder(test).relays(0).workers(0).env("HEADER_TIMEOUT_SEC", "300").env("BODY_TIMEOUT_SEC", "300")
+fn api() -> StackBuilder {
+    Stack::builder().relays(0).workers(0).env("HEADER_TIMEOUT_SEC", "300").env("BODY_TIMEOUT_SEC", "300")
 }
 
 /// A stranger who has sent this, or as much of it as was taken, and stands still.
@@ -49,7 +49,7 @@ static ALMOST_ALL: [u8; MIB - 10] = [b' '; MIB - 10];
 /// Posts a webhook; the next one comes by another connection. So does the first after one that came before strangers
 /// did: a connection that is kept may be closed as its next request comes.
 async fn post(stack: &Stack) -> Response {
-    let request = stack.client.request(body("{}", TARGET, "")).header("Connection", "close");
+    let request = stack.client.request(Webhook::to(TARGET)).header("Connection", "close");
     send(request).await.expect("the api answers")
 }
 
@@ -67,7 +67,7 @@ async fn assert_served(stack: &Stack, case: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bodies_that_nobody_vouches_for_share_a_bounded_memory() {
-    let stack = api("bodies_nobody_vouches_for").env("UNVERIFIED_BODY_BYTES", &UNVERIFIED.to_string()).start().await;
+    let stack = api().env("UNVERIFIED_BODY_BYTES", &UNVERIFIED.to_string()).start().await;
     assert_served(&stack, "before").await;
     let before = stack.apis[0].peak_memory();
     let almost_all: [&[u8]; 2] = [HEAD, &ALMOST_ALL];
@@ -104,7 +104,7 @@ async fn bodies_that_nobody_vouches_for_share_a_bounded_memory() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_stand_still_make_way() {
-    let stack = api("connections_that_stand_still").env("MAX_CONNECTIONS", "64").start().await;
+    let stack = api().env("MAX_CONNECTIONS", "64").start().await;
     assert_served(&stack, "before").await;
     let kinds: [(&str, &[&[u8]]); 4] = [
         ("silent", &[]),
@@ -133,7 +133,7 @@ async fn connections_that_stand_still_make_way() {
 async fn requests_that_are_verified_make_way_for_nobody() {
     /// All that may be open: nobody is left to make way but these.
     const UNDER_WAY: u32 = 16;
-    let stack = api("requests_that_are_verified").env("MAX_CONNECTIONS", &UNDER_WAY.to_string()).start().await;
+    let stack = api().env("MAX_CONNECTIONS", &UNDER_WAY.to_string()).start().await;
     let mut holder = stack.pool().begin().await.expect("a transaction");
     sqlx::query("LOCK TABLE webhook_jobs IN ACCESS EXCLUSIVE MODE").execute(&mut *holder).await.expect("the lock");
     let strangers = async {
@@ -160,7 +160,7 @@ async fn requests_that_are_verified_make_way_for_nobody() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_use_up_the_file_descriptors_make_way() {
-    let stack = api("connections_use_up_descriptors").start().await;
+    let stack = api().start().await;
     // With this its connections to Postgres are there.
     assert_served(&stack, "before").await;
     stack.apis[0].limit_files_to_open(20);
@@ -176,9 +176,9 @@ async fn connections_that_use_up_the_file_descriptors_make_way() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_caller_keeps_the_connection_that_strangers_want() {
-    let stack = api("a_caller_keeps_the_connection").env("MAX_CONNECTIONS", "16").start().await;
+    let stack = api().env("MAX_CONNECTIONS", "16").start().await;
     assert_served(&stack, "before").await;
-    let text = body("{}", TARGET, "");
+    let text = Webhook::to(TARGET).body();
     let signature = stack.client.sign(text.as_bytes());
     let head = format!(
         "POST /webhooks HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nX-Signature: {signature}\r\nContent-Length: {}\r\n\r\n",

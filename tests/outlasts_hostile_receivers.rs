@@ -1,5 +1,6 @@
 //! Whatever a receiver does, an attempt ends in time, says what happened, and leaves the worker as it was.
 
+mod certificates;
 mod http2;
 mod recorded;
 
@@ -8,15 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use harness::attempts::enqueue;
-use harness::certificates::{Authority, Identity};
 use harness::raw_server::Connection;
-use harness::{PATIENCE, RawServer, Stack, report};
-use tempfile::NamedTempFile;
+use harness::{PATIENCE, RawServer, report};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{sleep, timeout};
 
-use self::recorded::{Case, Expected, SUCCESS, TIMEOUT, assert_recorded, deliver, failed, stack};
+use self::recorded::{Case, SUCCESS, TIMEOUT, assert_recorded, deliver, failed, stack};
 
 /// What a worker may grow by over receivers that would fill any memory, whatever its allocator keeps.
 const GROWTH: u64 = 48 * 1_024 * 1_024;
@@ -49,7 +48,7 @@ async fn redirect_to(url: &str, status: u16) -> RawServer {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answers_that_end_badly_or_not_at_all() {
-    let stack = stack("answers_that_end_badly").await;
+    let stack = stack().await;
     let timed_out = failed("no answer within 4 s");
     let case = |name, server, expected| Case { name, server, expected };
     let cases = [
@@ -108,7 +107,7 @@ async fn answers_that_end_badly_or_not_at_all() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answers_that_lead_elsewhere_or_are_none() {
-    let stack = stack("answers_that_are_none").await;
+    let stack = stack().await;
     let elsewhere = RawServer::answering("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
     let case = |name, server, expected| Case { name, server, expected };
     let many = format!("HTTP/1.1 200 OK\r\n{}\r\n", "X-A: 1\r\n".repeat(10_000));
@@ -149,7 +148,7 @@ fn gzip_bomb(bytes: usize) -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bodies_without_end_bombs_and_bytes_that_are_no_text() {
-    let stack = stack("bodies_without_end").await;
+    let stack = stack().await;
     let endless = |head: &'static [u8], piece: Vec<u8>| {
         let piece: Arc<[u8]> = piece.into();
         RawServer::start(move |mut connection| {
@@ -215,7 +214,7 @@ async fn full_listener() -> Option<(tokio::net::TcpListener, Vec<TcpStream>)> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn receivers_that_are_not_there_or_do_not_read() {
-    let stack = stack("receivers_that_are_not_there").await;
+    let stack = stack().await;
     let full = full_listener().await;
     let deaf = RawServer::start(stay).await;
     let nobody = RawServer::answering("").await.address();
@@ -244,58 +243,6 @@ async fn receivers_that_are_not_there_or_do_not_read() {
     stack.finish_unheard().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn certificates_that_are_not_the_receivers() {
-    let (trusted, other) = (Authority::new(), Authority::new());
-    let file = NamedTempFile::new().expect("there is room for temporary files");
-    std::fs::write(file.path(), trusted.pem()).expect("there is room for it");
-    let stack = Stack::builder("certificates_that_are_not")
-        .env("HTTP_CLIENT_TIMEOUT_SEC", &TIMEOUT.as_secs().to_string())
-        .worker_env("EGRESS_CA_FILE", file.path().to_str().expect("the path is text"))
-        .start()
-        .await;
-    let address = "127.0.0.1";
-    let rows: [(&str, Identity, Expected); 8] = [
-        ("a good one", trusted.issue(address), SUCCESS),
-        ("expired", trusted.issue_expired(address), failed("cannot connect: the certificate has expired")),
-        ("early", trusted.issue_early(address), failed("cannot connect: the certificate is not valid yet")),
-        ("of another name", trusted.issue("other.example"), failed("the certificate is for another name")),
-        ("of no name", trusted.issue_nameless(), failed("the certificate names no host: it needs a subjectAltName")),
-        ("of another authority", other.issue(address), failed("the certificate's issuer is not trusted")),
-        ("self-signed", Identity::self_signed(address), failed("the certificate is self-signed")),
-        ("an authority's", Identity::authoritys_own(address), failed("the certificate is an authority's own")),
-    ];
-    for (case, identity, expected) in rows {
-        let server = identity.serve(None).await;
-        let url = server.url().replace("http:", "https:");
-        let job_id = enqueue(stack.pool(), &url, "{}").await.expect("it is a URL");
-        stack.wait_until_drained(PATIENCE).await;
-        assert_recorded(&stack, case, job_id, expected).await;
-        assert_eq!(server.requests().len(), usize::from(expected == SUCCESS), "{case}: a request was sent");
-    }
-    // Neither speaks the other's protocol, or none of its versions and ciphers: the alert says so (RFC 8446, section 6).
-    let no_cipher = [21, 3, 3, 0, 2, 2, 40];
-    for (case, answer, expected) in [
-        ("no TLS", b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(), failed("the receiver does not speak TLS")),
-        ("no cipher", no_cipher.to_vec(), failed("no version or cipher of TLS in common")),
-    ] {
-        let server = RawServer::start(move |mut connection| {
-            let answer = answer.clone();
-            async move {
-                let _ = connection.stream.read(&mut [0; 4_096]).await?;
-                connection.stream.write_all(&answer).await?;
-                connection.stream.shutdown().await
-            }
-        })
-        .await;
-        let url = server.url().replace("http:", "https:");
-        let job_id = enqueue(stack.pool(), &url, "{}").await.expect("it is a URL");
-        stack.wait_until_drained(PATIENCE).await;
-        assert_recorded(&stack, case, job_id, expected).await;
-    }
-    stack.finish_unheard().await;
-}
-
 /// One that has had enough when it has read the head of a large request: it answers, and closes with the rest unread, which
 /// resets the connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -303,7 +250,7 @@ async fn an_answer_that_comes_before_the_request_is_out() {
     const WEBHOOKS: usize = 20;
     // Whoever answers and resets between a look for the answer and a write is not heard.
     const HEARD: usize = 17;
-    let stack = stack("answers_early").await;
+    let stack = stack().await;
     let hasty = RawServer::start(|mut connection| async move {
         let _ = connection.stream.read(&mut [0; 4_096]).await?;
         connection.stream.write_all(b"HTTP/1.1 429 No\r\nRetry-After: 77\r\nContent-Length: 0\r\n\r\n").await

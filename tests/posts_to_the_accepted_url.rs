@@ -4,8 +4,8 @@
 use std::collections::HashMap;
 
 use harness::attempts::enqueue;
-use harness::client::{body, send};
-use harness::{PATIENCE, RawServer, Stack};
+use harness::client::send;
+use harness::{PATIENCE, RawServer, Stack, Webhook};
 use sqlx::PgPool;
 use uuid::Uuid;
 
@@ -67,7 +67,7 @@ async fn stored_url(pool: &PgPool, job_id: Uuid) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn path_and_query_are_sent_as_they_were_written_or_refused() {
-    let stack = Stack::builder("path_and_query").start().await;
+    let stack = Stack::start().await;
     let server = RawServer::answering("HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n").await;
     let origin = format!("http://{}", server.address());
     let mut expected = HashMap::new();
@@ -89,7 +89,7 @@ async fn path_and_query_are_sent_as_they_were_written_or_refused() {
     }
     for (written, said) in REFUSED {
         let url = format!("{origin}{written}");
-        let response = send(stack.client.request(body("{}", &url, ""))).await.expect("the api answers");
+        let response = send(stack.client.request(Webhook::to(&url))).await.expect("the api answers");
         assert_eq!(response.status, 422, "{url}: {}", response.body);
         let message = response.json()["error"]["message"].as_str().expect("a message").to_owned();
         assert!(message.starts_with("client_url: the URL") && message.contains(said), "{url}: {message}");
@@ -179,7 +179,7 @@ fn corpus() -> Vec<String> {
 
 /// What is stored, as URL and destination; or why nothing is.
 async fn by_http(stack: &Stack, url: &str) -> Result<(String, String), String> {
-    let response = send(stack.client.request(body("{}", url, ""))).await.expect("the api answers");
+    let response = send(stack.client.request(Webhook::to(url))).await.expect("the api answers");
     match response.status {
         202 => Ok(stored(stack.pool(), response.job_id()).await),
         422 => Err(response.body),
@@ -206,7 +206,7 @@ async fn stored(pool: &PgPool, job_id: Uuid) -> (String, String) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sql_stores_a_url_as_http_does_or_refuses_it() {
-    let builder = Stack::builder("sql_stores_a_url_as_http_does").relays(0).workers(0);
+    let builder = Stack::builder().relays(0).workers(0);
     let stack = builder.env("ALLOW_NETWORKS", "0.0.0.0/0,::/0").start().await;
     let mut wrong = Vec::new();
     let mut told = 0;
@@ -232,7 +232,7 @@ async fn sql_stores_a_url_as_http_does_or_refuses_it() {
 /// Whoever sets a limit for another destination than is sent to has set none.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_limit_is_of_the_destination_that_is_sent_to_or_refused() {
-    let stack = Stack::builder("a_limit_is_of_the_destination").relays(0).workers(0).start().await;
+    let stack = Stack::builder().relays(0).workers(0).start().await;
     let limit = async |url: Option<&str>, per_second: Option<i32>| -> Result<String, String> {
         let statement = sqlx::query_scalar("SELECT outhook.limit_destination($1, $2)").bind(url).bind(per_second);
         statement.fetch_one(stack.pool()).await.map_err(|error: sqlx::Error| {

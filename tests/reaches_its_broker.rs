@@ -15,7 +15,7 @@ async fn an_ipv6_host_is_reached() {
     let url = &Servers::shared().await.rabbitmq_url;
     let proxy = TcpProxy::start_on_ipv6(host_of(url).parse().expect("it has an address")).await;
     let host = proxy.address().to_string();
-    let stack = Stack::builder("an_ipv6_host").env("RABBITMQ_URL", &url.replace(host_of(url), &host)).start().await;
+    let stack = Stack::builder().env("RABBITMQ_URL", &url.replace(host_of(url), &host)).start().await;
     stack.post("{}", "").await;
     stack.wait_for_deliveries(1).await;
     for process in stack.relays.iter().chain(&stack.workers) {
@@ -32,7 +32,7 @@ async fn several_hosts_are_tried_in_turn() {
     let (one, two) = (TcpProxy::before(url).await.0, TcpProxy::before(url).await.0);
     let hosts = format!("127.0.0.1:9,{},{}", one.address(), two.address());
     let url = url.replace(host_of(url), &hosts);
-    let stack = Stack::builder("several_hosts").env("RABBITMQ_URL", &url).start().await;
+    let stack = Stack::builder().env("RABBITMQ_URL", &url).start().await;
     for (delivered, (ends, stays)) in [(&one, &two), (&two, &one)].into_iter().enumerate() {
         stays.set(Mode::Forward);
         ends.set(Mode::Reset);
@@ -57,7 +57,7 @@ fn trusting(broker: &TlsBroker, stack: StackBuilder, authority: &Authority) -> S
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tls_with_an_authority_and_certificates_of_its_own() {
     let broker = TlsBroker::start().await;
-    let stack = trusting(&broker, Stack::builder("tls_with_an_authority"), &broker.authority);
+    let stack = trusting(&broker, Stack::builder(), &broker.authority);
     let stack = stack.start_between(Servers::shared().await, &broker.servers).await;
     stack.post("{}", "").await;
     stack.wait_for_deliveries(1).await;
@@ -80,19 +80,18 @@ async fn assert_both_say(broker: &TlsBroker, stack: StackBuilder, expected: &str
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tls_that_does_not_come_about_is_explained() {
     let broker = &TlsBroker::start().await;
-    let builder = || trusting(broker, Stack::builder("tls_that_does_not"), &broker.authority);
+    let builder = || trusting(broker, Stack::builder(), &broker.authority);
     let plain = broker.servers.rabbitmq_url.replace("amqp://", "amqps://");
     let expected = "where RABBITMQ_URL names a port without it, it says amqp";
     assert_both_say(broker, builder().env("RABBITMQ_URL", &plain), expected).await;
     let tls = broker.url().replace("amqps://", "amqp://");
-    let without = || Stack::builder("tls_that_does_not").env("RABBITMQ_URL", &tls);
+    let without = || Stack::builder().env("RABBITMQ_URL", &tls);
     assert_both_say(broker, without(), "where that is one for TLS, it says amqps").await;
-    let stack = trusting(broker, Stack::builder("tls_that_does_not"), &Authority::new());
+    let stack = trusting(broker, Stack::builder(), &Authority::new());
     assert_both_say(broker, stack, "RABBITMQ_CA_FILE names whom to trust").await;
     let name = broker.url().replace("localhost", "127.0.0.1");
     assert_both_say(broker, builder().env("RABBITMQ_URL", &name), "for another name than RABBITMQ_URL has").await;
     let ca_file = broker.file("only_ca.pem", broker.authority.pem());
-    let stack =
-        Stack::builder("tls_that_does_not").env("RABBITMQ_URL", &broker.url()).env("RABBITMQ_CA_FILE", &ca_file);
+    let stack = Stack::builder().env("RABBITMQ_URL", &broker.url()).env("RABBITMQ_CA_FILE", &ca_file);
     assert_both_say(broker, stack, "RABBITMQ_CLIENT_CERT_FILE and RABBITMQ_CLIENT_KEY_FILE name one").await;
 }

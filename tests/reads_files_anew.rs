@@ -53,7 +53,7 @@ async fn a_token_is_changed_while_the_api_answers() {
     const TOKENS: [&str; 2] = ["the first token of all", "the second token of all"];
     let files = Files::new();
     let file = files.write("token", TOKENS[0]);
-    let stack = Stack::builder("a_token_is_changed").env("API_TOKEN", "").env("API_TOKEN_FILE", &file).start().await;
+    let stack = Stack::builder().env("API_TOKEN", "").env("API_TOKEN_FILE", &file).start().await;
     assert_eq!(status_with(&stack, TOKENS[0]).await, 404);
 
     files.write("token", &format!("{}\n", TOKENS[1]));
@@ -74,7 +74,7 @@ async fn a_token_is_changed_while_the_api_answers() {
 async fn a_signing_key_is_changed_while_the_worker_delivers() {
     let (files, old, new) = (Files::new(), v1_key(), v1_key());
     let file = files.write("key", &old);
-    let stack = stack("a_signing_key_is_changed").env("WEBHOOK_SIGNING_SECRET", "");
+    let stack = stack().env("WEBHOOK_SIGNING_SECRET", "");
     let stack = stack.worker_env("WEBHOOK_SIGNING_SECRET_FILE", &file).start().await;
     let under_way = stack.post("{}", "?delay_ms=1500").await.job_id;
     stack.wait_for_deliveries(1).await;
@@ -102,7 +102,7 @@ async fn authorities_and_a_client_certificate_are_changed_while_the_worker_deliv
             ("EGRESS_CLIENT_KEY_FILE", files.write("client.key", &client.key)),
         ]
     };
-    let mut builder = Stack::builder("authorities_and_a_client_certificate");
+    let mut builder = Stack::builder();
     for (variable, path) in write(&Authority::new(), &Authority::new()) {
         builder = builder.worker_env(variable, &path);
     }
@@ -139,7 +139,7 @@ async fn certificates_for_the_broker_are_changed_while_it_is_tried() {
             ("RABBITMQ_CLIENT_KEY_FILE", broker.file("client.key", &identity.key)),
         ]
     };
-    let mut builder = Stack::builder("certificates_for_the_broker").relays(0).workers(0);
+    let mut builder = Stack::builder().relays(0).workers(0);
     builder = builder.env("RABBITMQ_URL", &broker.url());
     for (variable, path) in write(&Authority::new()) {
         builder = builder.env(variable, &path);
@@ -164,7 +164,7 @@ async fn certificates_for_the_broker_are_changed_while_it_is_tried() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn signals_that_mean_nothing_end_nobody() {
-    let mut stack = Stack::builder("signals_that_mean_nothing").start().await;
+    let mut stack = Stack::start().await;
     stack.post("{}", "?delay_ms=500").await;
     stack.wait_for_deliveries(1).await;
     for process in stack.apis.iter().chain(&stack.relays).chain(&stack.workers) {

@@ -40,8 +40,8 @@ fn with_white_space(mut environment: Environment) -> Environment {
 /// api and the worker on what is sealed.
 async fn assert_secrets_are_understood(default: &str, stack: Stack) {
     let own = v1_key();
-    for (key, fields) in [(default, String::new()), (&own, format!(r#","signing_secret":"{own}""#))] {
-        let job_id = stack.client.post_with("{}", &stack.receiver_url(""), &fields).await.job_id;
+    for (key, webhook) in [(default, stack.webhook("")), (&own, stack.webhook("").signing_secret(&own))] {
+        let job_id = stack.client.post_webhook(&webhook).await.job_id;
         stack.wait_until_drained(PATIENCE).await;
         assert_eq!(stack.client.job(job_id).await["status"], "success");
         assert!(verifies(key, &stack.deliveries(job_id)[0]));
@@ -53,13 +53,13 @@ async fn assert_secrets_are_understood(default: &str, stack: Stack) {
 async fn all_secrets_may_stand_in_files() {
     let (directory, default) = (tempfile::tempdir().expect("there is room for temporary files"), v1_key());
     let path = directory.path().to_owned();
-    let builder = stack("all_secrets_may_stand_in_files").env("WEBHOOK_SIGNING_SECRET", &default);
+    let builder = stack().env("WEBHOOK_SIGNING_SECRET", &default);
     assert_secrets_are_understood(&default, builder.rewrite(move |it| into_files(&path, it)).start().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn white_space_behind_a_secret_does_not_count() {
     let default = v1_key();
-    let builder = stack("white_space_behind_a_secret").env("WEBHOOK_SIGNING_SECRET", &default);
+    let builder = stack().env("WEBHOOK_SIGNING_SECRET", &default);
     assert_secrets_are_understood(&default, builder.rewrite(with_white_space).start().await).await;
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use harness::latency::{median, one_at_a_time};
 use harness::load::Flow;
 use harness::raw_server::{listen_on_hosts, url_of};
-use harness::{PATIENCE, RawServer, Stack, look_for, report, wait_until};
+use harness::{PATIENCE, RawServer, Stack, Webhook, look_for, report, wait_until};
 use tokio::time::Instant;
 
 /// What a webhook takes at the most, in the middle of some, when nothing is in its way: some ten milliseconds, and
@@ -36,7 +36,7 @@ async fn wait_for_slip(stack: &Stack) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_slip_is_forgotten_while_webhooks_go_on() {
-    let stack = Stack::builder("one_slip_while_webhooks_go_on").start().await;
+    let stack = Stack::start().await;
     stack.post("{}", "?fail_times=1&status=503").await;
     let flow = Flow::start(&stack.client, vec![stack.receiver_url("")], 2);
     wait_for_slip(&stack).await;
@@ -50,7 +50,7 @@ async fn one_slip_is_forgotten_while_webhooks_go_on() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_slip_is_forgotten_though_nothing_else_comes() {
-    let stack = Stack::builder("one_slip_and_nothing_else").start().await;
+    let stack = Stack::start().await;
     stack.post("{}", "?fail_times=1&status=503").await;
     wait_for_slip(&stack).await;
     wait_until("the destination to be trusted again", TRUSTED_AGAIN, async || states(&stack).await == "closed").await;
@@ -60,7 +60,7 @@ async fn one_slip_is_forgotten_though_nothing_else_comes() {
 /// A webhook that waits for an earlier one of its key cannot be sent, so it proves nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_probe_is_not_spent_on_what_waits_for_its_turn() {
-    let stack = Stack::builder("a_probe_is_not_spent")
+    let stack = Stack::builder()
         .worker_env("RETRY_SCHEDULE", "1h")
         .worker_env("BREAKER_FAILURES", "3")
         .worker_env("BREAKER_COOLDOWN_SEC", "5")
@@ -68,7 +68,7 @@ async fn a_probe_is_not_spent_on_what_waits_for_its_turn() {
         .start()
         .await;
     let failing = stack.receiver_url("?fail_times=1");
-    stack.client.post_with("{}", &failing, r#","ordering_key":"k""#).await;
+    stack.client.post_webhook(&Webhook::to(&failing).ordering_key("k")).await;
     for _ in 0..2 {
         stack.client.post("{}", &failing).await;
     }
@@ -89,7 +89,7 @@ async fn a_probe_is_not_spent_on_what_waits_for_its_turn() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_callers_own_haste_says_nothing_about_the_destination() {
     const HASTY: i64 = 10;
-    let stack = Stack::builder("a_callers_own_haste")
+    let stack = Stack::builder()
         .worker_env("BREAKER_FAILURES", "10")
         .worker_env("BREAKER_COOLDOWN_SEC", "30")
         .worker_env("BREAKER_COOLDOWN_MAX_SEC", "30")
@@ -97,7 +97,7 @@ async fn a_callers_own_haste_says_nothing_about_the_destination() {
         .await;
     let url = stack.receiver_url("?delay_ms=250");
     for _ in 0..HASTY {
-        stack.client.post_with("{}", &url, r#","timeout_ms":100,"max_attempts":1"#).await;
+        stack.client.post_webhook(&Webhook::to(&url).timeout_ms(100).max_attempts(1)).await;
     }
     wait_until("the hasty to have given up", PATIENCE, async || {
         stack.count("SELECT count(*) FROM webhook_jobs WHERE status = 'failed'").await == HASTY
@@ -113,7 +113,7 @@ async fn a_callers_own_haste_says_nothing_about_the_destination() {
 /// What one receiver of an origin cannot digest must not keep it shut for the others: the next probe is another.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_probe_goes_to_what_has_not_failed_yet() {
-    let stack = Stack::builder("a_probe_goes_to_what_has_not_failed")
+    let stack = Stack::builder()
         .worker_env("RETRY_SCHEDULE", "100ms")
         .worker_env("BREAKER_FAILURES", "3")
         .worker_env("BREAKER_COOLDOWN_SEC", "1")
@@ -121,7 +121,7 @@ async fn a_probe_goes_to_what_has_not_failed_yet() {
         .start()
         .await;
     for _ in 0..10 {
-        stack.client.post_with("{}", &stack.receiver.url("/bad?status=500"), r#","max_attempts":100"#).await;
+        stack.client.post_webhook(&Webhook::to(&stack.receiver.url("/bad?status=500")).max_attempts(100)).await;
     }
     wait_until_open(&stack).await;
     let good = stack.client.post("{}", &stack.receiver.url("/good")).await.job_id;
@@ -137,7 +137,7 @@ async fn a_probe_goes_to_what_has_not_failed_yet() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_destinations_are_probed_soon_after_an_outage() {
     const HOSTS: usize = 600;
-    let stack = Stack::builder("many_destinations_are_probed").start().await;
+    let stack = Stack::start().await;
     let (mut servers, mut urls) = (Vec::new(), Vec::new());
     for listener in listen_on_hosts(HOSTS).await {
         urls.push(url_of(&listener));

@@ -29,7 +29,7 @@ async fn wait_until_consumed(stack: &Stack) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn twenty_copies_of_a_message_are_one_post() {
-    let mut stack = Stack::builder("twenty_copies").workers(0).start().await;
+    let mut stack = Stack::builder().workers(0).start().await;
     // The relay has made the queue; from here on the test publishes in its place.
     stack.relays.remove(0).kill().await;
     let id = stack.post("{}", "?delay_ms=300").await.job_id;
@@ -50,7 +50,7 @@ async fn twenty_copies_of_a_message_are_one_post() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_of_an_earlier_attempt_is_dropped() {
-    let stack = Stack::builder("a_stale_message").workers(2).env("MAX_RETRIES", "3").start().await;
+    let stack = Stack::builder().workers(2).env("MAX_RETRIES", "3").start().await;
     // Not a status that pauses the URL: then no message at all would be claimed before its time.
     let id = stack.post("{}", "?fail_times=1&status=500&retry_after=2").await.job_id;
     let stale = message(&stack, id, 0).await;
@@ -74,7 +74,7 @@ async fn a_message_of_an_earlier_attempt_is_dropped() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_during_a_delivery_do_not_disturb_it() {
-    let stack = Stack::builder("messages_during_a_delivery").workers(2).start().await;
+    let stack = Stack::builder().workers(2).start().await;
     let id = stack.post("{}", "?delay_ms=1500").await.job_id;
     stack.wait_for_deliveries(1).await;
     let (current, next) = (message(&stack, id, 0).await, message(&stack, id, 1).await);
@@ -91,7 +91,7 @@ async fn messages_during_a_delivery_do_not_disturb_it() {
 /// published it. Its row must be due at the end of the lease, not at the republish interval.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_row_is_due_at_the_leases_end_although_its_publication_is_being_recorded() {
-    let mut stack = Stack::builder("a_row_is_due_at_the_leases_end").workers(0).start().await;
+    let mut stack = Stack::builder().workers(0).start().await;
     stack.relays.remove(0).kill().await;
     let id = stack.post("{}", "").await.job_id;
     let mut relay = stack.pool().begin().await.expect("a transaction begins");
@@ -122,7 +122,7 @@ async fn a_row_is_due_at_the_leases_end_although_its_publication_is_being_record
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn garbage_is_dead_lettered_and_the_consumer_lives() {
-    let stack = Stack::builder("garbage").start().await;
+    let stack = Stack::start().await;
     let long = vec![b'['; 100_000];
     let garbage: [&[u8]; 5] = [b"", b"{}", b"\xff\x00\xfe", br#"{"job_id":"nobody"}"#, &long];
     for message in garbage {

@@ -2,9 +2,9 @@
 
 use std::collections::HashSet;
 
-use harness::client::{Response, body, send};
+use harness::client::{Response, send};
 use harness::signing::{random_key, standard_headers};
-use harness::{PATIENCE, Stack, StackBuilder};
+use harness::{PATIENCE, Stack, StackBuilder, Webhook};
 
 const SECRET: &str = "a secret of 24 bytes or so";
 const OLD: &str = "the secret that was before";
@@ -12,8 +12,8 @@ const REVOKED: &str = "the secret that has leaked";
 const TARGET: &str = "http://127.0.0.1:9/hook";
 
 /// Nothing of what it accepts is delivered.
-fn api(test: &'static str) -> StackBuilder {
-    Stack::builder(test).relays(0).workers(0).env("HMAC_SECRET", &format!("{SECRET}, {OLD}"))
+fn api() -> StackBuilder {
+    Stack::builder().relays(0).workers(0).env("HMAC_SECRET", &format!("{SECRET}, {OLD}"))
 }
 
 fn seconds_from_now(seconds: i64) -> String {
@@ -86,8 +86,8 @@ fn plain_signature(secret: &str, body: &str) -> String {
 
 #[tokio::test]
 async fn every_forgery_gets_the_same_401() {
-    let stack = api("every_forgery").start().await;
-    let text = body("{}", TARGET, "");
+    let stack = api().start().await;
+    let text = Webhook::to(TARGET).body();
     let mut bodies = HashSet::new();
     for (case, headers) in forgeries(&text) {
         let response = post(&stack, &text, &headers).await;
@@ -101,13 +101,13 @@ async fn every_forgery_gets_the_same_401() {
     let dotted = standard_headers(SECRET, "msg.1", &seconds_from_now(0), &text);
     let dotted = post(&stack, &text, &dotted).await;
     assert_eq!((dotted.status, &dotted.json()["error"]["code"]), (400, &"malformed_header".into()));
-    assert_eq!(stack.count("SELECT count(*) FROM webhook_jobs").await, 0);
+    assert_eq!(stack.jobs().await, 0);
 }
 
 #[tokio::test]
 async fn what_is_signed_well_is_accepted() {
-    let stack = api("what_is_signed_well").start().await;
-    let text = body("{}", TARGET, "");
+    let stack = api().start().await;
+    let text = Webhook::to(TARGET).body();
     // The clock moves between the signature and its check, so the edge ahead may be hit and the one behind not;
     // the unit tests hold the clock still.
     for (id, secret, from_now) in [("a", SECRET, 0), ("b", OLD, 0), ("c", SECRET, 300), ("d", SECRET, -270)] {
@@ -129,8 +129,8 @@ async fn what_is_signed_well_is_accepted() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replay_finds_the_job_it_made() {
-    let stack = Stack::builder("a_replay").env("HMAC_SECRET", SECRET).start().await;
-    let text = body("{}", &stack.receiver_url(""), "");
+    let stack = Stack::builder().env("HMAC_SECRET", SECRET).start().await;
+    let text = stack.webhook("").body();
     let headers = standard_headers(SECRET, "msg_1", &seconds_from_now(0), &text);
     let first = post(&stack, &text, &headers).await;
     assert_eq!(first.status, 202, "{}", first.body);
@@ -146,7 +146,7 @@ async fn a_replay_finds_the_job_it_made() {
     let resent = post(&stack, &text, &standard_headers(SECRET, "msg_1", &seconds_from_now(-5), &text)).await;
     assert_eq!((resent.status, resent.job_id()), (200, first.job_id()));
 
-    let other = body("[]", &stack.receiver_url(""), "");
+    let other = stack.webhook("").payload("[]").body();
     let other = post(&stack, &other, &standard_headers(SECRET, "msg_1", &seconds_from_now(0), &other)).await;
     assert_eq!((other.status, &other.json()["error"]["code"]), (409, &"idempotency_conflict".into()));
     stack.wait_until_drained(PATIENCE).await;
@@ -157,9 +157,9 @@ async fn a_replay_finds_the_job_it_made() {
 #[tokio::test]
 async fn where_a_timestamp_is_required_a_plain_signature_is_a_forgery() {
     let key = format!("whsec_{}", random_key());
-    let stack = api("a_timestamp_is_required").env("REQUIRE_TIMESTAMP", "true");
+    let stack = api().env("REQUIRE_TIMESTAMP", "true");
     let stack = stack.env("HMAC_SECRET", &format!("{SECRET},{key}")).start().await;
-    let text = body("{}", TARGET, "");
+    let text = Webhook::to(TARGET).body();
     let plain = post(&stack, &text, &[("X-Signature", plain_signature(SECRET, &text))]).await;
     let unsigned = post(&stack, &text, &[]).await;
     assert_eq!((plain.status, unsigned.status), (401, 401));

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use harness::attempts::{attempts, enqueue, insert, status_and_error};
-use harness::client::{body, send};
-use harness::{PATIENCE, RawServer, Stack, wait_until};
+use harness::client::send;
+use harness::{PATIENCE, RawServer, Stack, Webhook, wait_until};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 use uuid::Uuid;
@@ -92,8 +92,8 @@ fn names_of_this_machine() -> BTreeSet<String> {
     names.flatten().filter(|name| *name != "localhost" && !name.ends_with(".localhost")).map(str::to_owned).collect()
 }
 
-async fn stack(test: &'static str) -> Stack {
-    Stack::builder(test).env("ALLOW_NETWORKS", "").start().await
+async fn stack() -> Stack {
+    Stack::builder().env("ALLOW_NETWORKS", "").start().await
 }
 
 /// The job failed for good at its first attempt, and says why wherever somebody may look.
@@ -114,13 +114,13 @@ async fn assert_refused(stack: &Stack, job_id: Uuid, url: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_spelling_of_a_private_address_is_refused_at_the_door() {
-    let stack = stack("private_at_the_door").await;
+    let stack = stack().await;
     let listener = listener().await;
     // The service's own address is one of them.
     let own = format!("{}/webhooks", stack.client.url());
     let urls: Vec<String> = urls(listener.address().port()).into_iter().chain([own]).collect();
     for url in &urls {
-        let response = send(stack.client.request(body("{}", url, ""))).await.expect("the api answers");
+        let response = send(stack.client.request(Webhook::to(url))).await.expect("the api answers");
         assert_eq!(response.status, 422, "{url}: {}", response.body);
         let message = response.json()["error"]["message"].to_string();
         assert!(message.contains("client_url: the "), "{url}: {message}");
@@ -128,14 +128,14 @@ async fn every_spelling_of_a_private_address_is_refused_at_the_door() {
     }
     let refused = stack.apis[0].counter("outhook_api_targets_refused_total").await;
     assert_eq!(refused.to_string(), urls.len().to_string(), "refusals were counted");
-    assert_eq!(stack.count("SELECT count(*) FROM webhook_jobs").await, 0);
+    assert_eq!(stack.jobs().await, 0);
     assert_eq!(listener.connections(), 0);
     stack.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_gets_past_the_door_is_refused_by_the_worker_and_nothing_is_sent() {
-    let stack = stack("private_past_the_door").await;
+    let stack = stack().await;
     let listener = listener().await;
     let port = listener.address().port();
     let mut jobs = Vec::new();
@@ -158,7 +158,7 @@ async fn whatever_gets_past_the_door_is_refused_by_the_worker_and_nothing_is_sen
     for name in names_of_this_machine() {
         let url = format!("http://{name}:{port}/hook");
         // The api does not resolve names: it may take these. They may lead elsewhere later, so there is another attempt.
-        jobs.push((stack.client.post_with("{}", &url, r#","max_attempts":1"#).await.job_id, url));
+        jobs.push((stack.client.post_webhook(&Webhook::to(&url).max_attempts(1)).await.job_id, url));
     }
     stack.wait_until_drained(PATIENCE).await;
 
@@ -174,7 +174,7 @@ async fn whatever_gets_past_the_door_is_refused_by_the_worker_and_nothing_is_sen
 /// A name that leads nowhere good may lead elsewhere in a moment, as when a name server is being changed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_name_with_a_private_address_is_tried_again() {
-    let stack = stack("private_for_now").await;
+    let stack = stack().await;
     let listener = listener().await;
     for name in names_of_this_machine() {
         let url = format!("http://{name}:{}/hook", listener.address().port());
@@ -191,7 +191,7 @@ async fn a_name_with_a_private_address_is_tried_again() {
 /// The control: the listener of these tests is one that is reached, when that is allowed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_same_addresses_are_reached_once_their_network_is_allowed() {
-    let stack = Stack::builder("private_and_allowed").env("ALLOW_NETWORKS", "127.0.0.0/8,::1/128").start().await;
+    let stack = Stack::builder().env("ALLOW_NETWORKS", "127.0.0.0/8,::1/128").start().await;
     let listener = listener().await;
     let port = listener.address().port();
     let hosts = ["127.0.0.1", "2130706433", "0177.0.0.1", "１２７.０.０.１", "localhost", "[::ffff:127.0.0.1]"];
@@ -214,15 +214,15 @@ async fn networks_schemes_and_ports_that_are_forbidden_are_refused_at_both_ends(
     let port = listener.address().port();
     let other = if port == 65_535 { 65_534 } else { port + 1 };
     let http = format!("http://127.0.0.1:{port}/hook");
-    for (test, variable, value, url, expected) in [
+    for (case, variable, value, url, expected) in [
         ("deny_networks", "DENY_NETWORKS", "127.0.0.0/30".to_owned(), &http, "a network that DENY_NETWORKS forbids"),
         ("https_only", "HTTPS_ONLY", "true".to_owned(), &http, "is not https, and HTTPS_ONLY"),
         ("allow_ports", "ALLOW_PORTS", format!("443,{other}"), &http, "port is not one of ALLOW_PORTS"),
     ] {
-        let stack = Stack::builder(test).env(variable, &value).env("MAX_RETRIES", "1").start().await;
-        let response = send(stack.client.request(body("{}", url, ""))).await.expect("the api answers");
-        assert_eq!(response.status, 422, "{test}: {}", response.body);
-        assert!(response.body.contains(expected), "{test}: {}", response.body);
+        let stack = Stack::builder().named(case).env(variable, &value).env("MAX_RETRIES", "1").start().await;
+        let response = send(stack.client.request(Webhook::to(url))).await.expect("the api answers");
+        assert_eq!(response.status, 422, "{case}: {}", response.body);
+        assert!(response.body.contains(expected), "{case}: {}", response.body);
 
         let job_id = enqueue(stack.pool(), url, "{}").await.expect("SQL takes any http URL");
         // By a resolver, where that can be asked.
@@ -230,7 +230,7 @@ async fn networks_schemes_and_ports_that_are_forbidden_are_refused_at_both_ends(
         stack.wait_until_drained(PATIENCE).await;
         for job_id in [job_id, named] {
             let error = assert_refused(&stack, job_id, url).await;
-            assert!(error.contains(expected), "{test}: {error}");
+            assert!(error.contains(expected), "{case}: {error}");
         }
         stack.finish().await;
     }

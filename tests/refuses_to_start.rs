@@ -209,7 +209,7 @@ async fn a_postgres_that_is_not_there_is_said_once() {
 
 #[tokio::test]
 async fn a_schema_of_another_version_is_refused() {
-    let database = Database::create(Servers::shared().await, "a_schema_of_another_version").await;
+    let database = Database::create(Servers::shared().await).await;
     let url = ("DATABASE_URL", database.url.as_str());
     let services = [
         (Program::Api, vec![url, HMAC, TOKEN, ("APP_HOST", "127.0.0.1"), ("APP_PORT", "0")]),

@@ -60,11 +60,7 @@ async fn assert_schedule(stack: &Stack, job_id: Uuid, ceilings: &[Duration]) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_is_tried_again_until_it_succeeds() {
-    let stack = Stack::builder("it_is_tried_again_until_it_succeeds")
-        .env("BACKOFF_BASE_MS", "400")
-        .env("BACKOFF_MAX_SEC", "1")
-        .start()
-        .await;
+    let stack = Stack::builder().env("BACKOFF_BASE_MS", "400").env("BACKOFF_MAX_SEC", "1").start().await;
     let id = stack.post("{}", "?fail_times=4&status=503").await.job_id;
     let job = finished(&stack, id).await;
 
@@ -80,7 +76,7 @@ async fn it_is_tried_again_until_it_succeeds() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_backoff_has_full_jitter_and_doubles() {
     const JOBS: usize = 40;
-    let stack = Stack::builder("the_backoff_has_full_jitter").env("BACKOFF_BASE_MS", "200").start().await;
+    let stack = Stack::builder().env("BACKOFF_BASE_MS", "200").start().await;
     for _ in 0..JOBS {
         stack.post("{}", "?fail_times=2").await;
     }
@@ -106,9 +102,9 @@ async fn the_backoff_has_full_jitter_and_doubles() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_fails_when_its_attempts_are_used_up() {
-    let stack = Stack::builder("it_fails_when_its_attempts_are_used_up").env("MAX_RETRIES", "3").start().await;
+    let stack = Stack::builder().env("MAX_RETRIES", "3").start().await;
     let default = stack.post("{}", "?status=503").await.job_id;
-    let own = stack.client.post_with("{}", &stack.receiver_url("?status=404"), r#","max_attempts":2"#).await.job_id;
+    let own = stack.client.post_webhook(&stack.webhook("?status=404").max_attempts(2)).await.job_id;
 
     for (id, attempts_in_all, status) in [(default, 3, 503), (own, 2, 404)] {
         let job = finished(&stack, id).await;
@@ -126,7 +122,7 @@ async fn it_fails_when_its_attempts_are_used_up() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_retry_after_is_waited_out() {
-    let stack = Stack::builder("a_retry_after_is_waited_out").start().await;
+    let stack = Stack::start().await;
     let id = stack.post("{}", "?fail_times=1&status=429&retry_after=2").await.job_id;
     finished(&stack, id).await;
 
@@ -138,7 +134,7 @@ async fn a_retry_after_is_waited_out() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_410_is_final_and_a_redirect_is_not_followed() {
-    let stack = Stack::builder("a_410_is_final").env("MAX_RETRIES", "2").start().await;
+    let stack = Stack::builder().env("MAX_RETRIES", "2").start().await;
     let gone = stack.post("{}", "?status=410").await.job_id;
     let elsewhere = stack.receiver.url("/elsewhere");
     let moved = stack.post("{}", &format!("?status=308&location={elsewhere}")).await.job_id;
@@ -155,7 +151,7 @@ async fn a_410_is_final_and_a_redirect_is_not_followed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_receiver_that_hangs_resets_or_is_away_gets_it_later() {
-    let stack = Stack::builder("a_receiver_that_hangs").env("HTTP_CLIENT_TIMEOUT_SEC", "1").start().await;
+    let stack = Stack::builder().env("HTTP_CLIENT_TIMEOUT_SEC", "1").start().await;
     let hung = stack.post("{}", "?hang=1&fail_times=1").await.job_id;
     let reset = stack.post("{}", "?reset=1&fail_times=1").await.job_id;
     let proxy = TcpProxy::start(stack.receiver.address()).await;

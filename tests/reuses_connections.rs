@@ -23,7 +23,7 @@ async fn deliver_one(stack: &Stack, server: &RawServer) -> uuid::Uuid {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_that_is_kept_is_used_again_and_one_that_was_closed_is_not() {
-    let stack = Stack::builder("reuses_connections").start().await;
+    let stack = Stack::start().await;
     let keeping = RawServer::start(|mut connection| async move {
         loop {
             connection.request().await?;
@@ -57,7 +57,7 @@ async fn one_that_is_kept_is_used_again_and_one_that_was_closed_is_not() {
 /// Most receivers close what was idle for 5 s or more: a request must not meet that close on its way.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_that_was_idle_for_as_long_as_receivers_keep_them_is_not_used_again() {
-    let stack = Stack::builder("leaves_idle_connections").start().await;
+    let stack = Stack::start().await;
     let server = RawServer::start(|mut connection| async move {
         connection.request().await?;
         connection.stream.write_all(OK).await?;
@@ -79,7 +79,7 @@ async fn one_that_was_idle_for_as_long_as_receivers_keep_them_is_not_used_again(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_retry_goes_by_a_connection_of_its_own() {
     const KEPT: usize = 6;
-    let stack = Stack::builder("retries_by_another_connection").env("BACKOFF_BASE_MS", "100").start().await;
+    let stack = Stack::builder().env("BACKOFF_BASE_MS", "100").start().await;
     // The first are answered when all of them are there, so that each has a connection of its own.
     let (all_there, taken) = (Arc::new(Barrier::new(KEPT)), Arc::new(AtomicUsize::new(0)));
     let server = RawServer::start(move |mut connection| {
@@ -107,7 +107,7 @@ async fn a_retry_goes_by_a_connection_of_its_own() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_that_dies_with_a_request_in_it_is_a_failed_attempt_that_says_so() {
-    let stack = Stack::builder("dies_with_a_request").start().await;
+    let stack = Stack::start().await;
     let server = RawServer::start(|mut connection| async move {
         connection.request().await?;
         connection.stream.write_all(OK).await?;

@@ -34,7 +34,7 @@ async fn relay_and_worker_are_ready_only_while_they_reach_both_servers() {
     let servers = Servers::shared().await;
     let (postgres, _) = TcpProxy::before(&servers.database_url).await;
     let (rabbitmq, broker_url) = TcpProxy::before(&servers.rabbitmq_url).await;
-    let stack = Stack::builder("ready_only_while_both")
+    let stack = Stack::builder()
         .database_through(&postgres)
         .relay_env("RABBITMQ_URL", &broker_url)
         .worker_env("RABBITMQ_URL", &broker_url)
@@ -94,7 +94,7 @@ async fn without_any_server_they_live_and_are_not_ready() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_relay_that_stands_still_is_not_ready() {
     let postgres = TcpProxy::before(&Servers::shared().await.database_url).await.0;
-    let stack = Stack::builder("a_relay_that_stands_still").database_through(&postgres).workers(0).start().await;
+    let stack = Stack::builder().database_through(&postgres).workers(0).start().await;
     wait_for_readiness(&stack.relays[0], 200, "ok", "ok").await;
     // Before its turn's time-out it knows of nothing that is lost.
     postgres.set(Mode::Stall);
@@ -106,7 +106,7 @@ async fn a_relay_that_stands_still_is_not_ready() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_api_is_not_ready_before_it_closes_its_port() {
-    let mut stack = Stack::builder("an_api_is_not_ready_before").env("SHUTDOWN_DELAY_SEC", "10").start().await;
+    let mut stack = Stack::builder().env("SHUTDOWN_DELAY_SEC", "10").start().await;
     let mut api = stack.apis.remove(0);
     assert_eq!(probe(&api, "/ready").await.status, 404, "that is asked where webhooks are sent");
     api.signal(Signal::TERM);
@@ -123,7 +123,7 @@ async fn an_api_is_not_ready_before_it_closes_its_port() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_signal_does_not_wait_for_load_balancers() {
-    let mut stack = Stack::builder("a_second_signal_does_not_wait").env("SHUTDOWN_DELAY_SEC", "3600").start().await;
+    let mut stack = Stack::builder().env("SHUTDOWN_DELAY_SEC", "3600").start().await;
     let mut api = stack.apis.remove(0);
     api.signal(Signal::TERM);
     api.wait_for_word("stopping").await;

@@ -2,14 +2,14 @@
 //! nobody anything.
 
 use futures_util::future::{join, join_all};
-use harness::client::{Response, body, send};
-use harness::{PATIENCE, Stack, wait_until};
+use harness::client::{Response, send};
+use harness::{PATIENCE, Stack, Webhook, wait_until};
 use sqlx::AssertSqlSafe;
 
 const TARGET: &str = "http://127.0.0.1:9/hook";
 
-async fn api(test: &'static str) -> Stack {
-    Stack::builder(test).relays(0).workers(0).env("ACCEPT_CONCURRENCY", "8").start().await
+async fn api() -> Stack {
+    Stack::builder().relays(0).workers(0).env("ACCEPT_CONCURRENCY", "8").start().await
 }
 
 async fn ready(stack: &Stack) -> Response {
@@ -58,8 +58,8 @@ const END_SESSIONS: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activi
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_says_why_no_webhook_can_be_accepted() {
-    let stack = api("why_no_webhook_can_be_accepted").await;
-    let post = async || send(stack.client.request(body("{}", TARGET, ""))).await.expect("the api answers").status;
+    let stack = api().await;
+    let post = async || send(stack.client.request(Webhook::to(TARGET))).await.expect("the api answers").status;
     for (obstacle, mend, why) in OBSTACLES {
         run(&stack, obstacle).await;
         run(&stack, END_SESSIONS).await;
@@ -79,11 +79,11 @@ async fn it_says_why_no_webhook_can_be_accepted() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn asking_writes_nothing_and_uses_no_number_up() {
-    let stack = api("asking_writes_nothing").await;
+    let stack = api().await;
     for _ in 0..20 {
         assert_eq!(ready(&stack).await.status, 200);
     }
-    assert_eq!(stack.count("SELECT count(*) FROM webhook_jobs").await, 0);
+    assert_eq!(stack.jobs().await, 0);
     assert_eq!(stack.count("SELECT last_value FROM outbox_id_seq WHERE NOT is_called").await, 1);
 }
 
@@ -93,7 +93,7 @@ const WAITING: &str = "SELECT count(*) FROM pg_stat_activity
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn however_many_ask_one_connection_at_most_is_busy_with_it() {
-    let stack = api("however_many_ask").await;
+    let stack = api().await;
     let mut holder = stack.pool().begin().await.expect("a transaction");
     sqlx::query("LOCK TABLE webhook_jobs IN ACCESS EXCLUSIVE MODE").execute(&mut *holder).await.expect("the lock");
     let asked = join_all((0..50).map(|_| ready(&stack)));

@@ -3,8 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use harness::client::body;
-use harness::{Stack, report};
+use harness::{Stack, Webhook, report};
 use tokio::process::Command;
 use tokio::time::timeout;
 
@@ -96,11 +95,11 @@ fn curl(host: &str, signature: &str, long: &str, good: &str) -> Command {
 
 #[tokio::test]
 async fn after_a_body_that_was_too_long_comes_a_good_one() {
-    let stack = Stack::builder("serves_common_clients").relays(0).workers(0).start().await;
+    let stack = Stack::builder().relays(0).workers(0).start().await;
     let files = tempfile::tempdir().expect("there is room for temporary files");
     let path = |name: &str| files.path().join(name).into_os_string().into_string().expect("the path is text");
     let (long, good) = (path("long"), path("good"));
-    let request = body("{}", "https://example.com/hook", "");
+    let request = Webhook::to("https://example.com/hook").body();
     std::fs::write(&long, "x".repeat(4 * 1_024 * 1_024)).expect("there is room for it");
     std::fs::write(&good, &request).expect("there is room for it");
     let (host, signature) = (stack.client.url().trim_start_matches("http://"), stack.client.sign(request.as_bytes()));
@@ -137,5 +136,5 @@ async fn after_a_body_that_was_too_long_comes_a_good_one() {
     report(&format!("{tried} kinds of clients"));
     assert!(tried > 0, "there is no client at all");
     let accepted = i64::try_from(tried * TURNS).expect("a small number");
-    assert_eq!(stack.count("SELECT count(*) FROM webhook_jobs").await, accepted);
+    assert_eq!(stack.jobs().await, accepted);
 }

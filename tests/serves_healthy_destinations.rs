@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use harness::{Mode, PATIENCE, Stack, TcpProxy, report, wait_until};
+use harness::{Mode, PATIENCE, Stack, TcpProxy, Webhook, report, wait_until};
 use time::OffsetDateTime;
 
 /// Requests that one worker has under way at once, in these tests.
@@ -17,8 +17,8 @@ async fn state_of_sick(stack: &Stack) -> String {
     text(stack, "SELECT coalesce(string_agg(state, ' '), '') FROM destinations").await
 }
 
-fn stack(test: &'static str) -> harness::StackBuilder {
-    Stack::builder(test)
+fn stack() -> harness::StackBuilder {
+    Stack::builder()
         .env("WORKER_CONCURRENCY", CONCURRENCY)
         .env("HTTP_CLIENT_TIMEOUT_SEC", "2")
         .env("BREAKER_FAILURES", "10")
@@ -35,8 +35,7 @@ async fn slowest(stack: &Stack) -> f64 {
 async fn a_destination_that_hangs_holds_nobody_up_and_drains_oldest_first_when_it_is_well() {
     const SICK: u16 = 1_000;
     const HEALTHY: u16 = 200;
-    let stack =
-        stack("a_destination_that_hangs").env("MAX_RETRIES", "100").worker_env("BACKOFF_MAX_SEC", "2").start().await;
+    let stack = stack().env("MAX_RETRIES", "100").worker_env("BACKOFF_MAX_SEC", "2").start().await;
     let (proxy, url) = TcpProxy::before(&stack.receiver_url("")).await;
     proxy.set(Mode::Stall);
     let wire = stack.listen().await;
@@ -46,9 +45,8 @@ async fn a_destination_that_hangs_holds_nobody_up_and_drains_oldest_first_when_i
     for _ in 0..HEALTHY {
         stack.post(r#"{"healthy":1}"#, "").await;
     }
-    let healthy = "SELECT count(*) FROM webhook_jobs WHERE status = 'success'";
     wait_until("the healthy webhooks to be delivered", PATIENCE, async || {
-        stack.count(healthy).await == i64::from(HEALTHY)
+        stack.delivered().await == i64::from(HEALTHY)
     })
     .await;
     let slowest = slowest(&stack).await;
@@ -58,7 +56,7 @@ async fn a_destination_that_hangs_holds_nobody_up_and_drains_oldest_first_when_i
     wait_until("the breaker to open", PATIENCE, async || state_of_sick(&stack).await.contains("open")).await;
     let held = "SELECT count(*) FROM outbox WHERE waits_for = 'destination'";
     wait_until("the rest to be held", PATIENCE, async || stack.count(held).await > i64::from(SICK) * 9 / 10).await;
-    let attempts = stack.count("SELECT count(*) FROM webhook_attempts WHERE outcome <> 'success'").await;
+    let attempts = stack.unsuccessful_attempts().await;
     let messages = wire.messages();
     report(&format!(
         "a destination hangs under {SICK} webhooks: the slowest of {HEALTHY} others took {slowest:.1} s; {attempts} attempts, \
@@ -83,7 +81,7 @@ async fn a_destination_that_hangs_holds_nobody_up_and_drains_oldest_first_when_i
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn failures_in_a_row_open_the_breaker_and_a_probe_closes_it() {
-    let stack = stack("failures_in_a_row").worker_env("BREAKER_FAILURES", "3").env("MAX_RETRIES", "100").start().await;
+    let stack = stack().worker_env("BREAKER_FAILURES", "3").env("MAX_RETRIES", "100").start().await;
     let (proxy, url) = TcpProxy::before(&stack.receiver_url("")).await;
     proxy.set(Mode::Reset);
     for _ in 0..10 {
@@ -117,7 +115,7 @@ async fn failures_in_a_row_open_the_breaker_and_a_probe_closes_it() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_destination_that_asks_for_a_pause_gets_it_for_all_webhooks() {
     const PAUSE: Duration = Duration::from_secs(2);
-    let stack = stack("asks_for_a_pause").start().await;
+    let stack = stack().start().await;
     let first = stack.post("{}", "?fail_times=1&status=429&retry_after=2").await.job_id;
     wait_until("the destination to be slowed down", PATIENCE, async || state_of_sick(&stack).await == "metered").await;
     for _ in 0..5 {
@@ -136,7 +134,7 @@ async fn a_destination_that_asks_for_a_pause_gets_it_for_all_webhooks() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_destination_with_a_limit_gets_no_more_a_second() {
     const LIMIT: usize = 5;
-    let stack = stack("a_destination_with_a_limit").start().await;
+    let stack = stack().start().await;
     let url = stack.receiver_url("");
     let destination: String = sqlx::query_scalar("SELECT outhook.limit_destination($1, $2)")
         .bind(&url)
@@ -162,12 +160,11 @@ async fn a_destination_with_a_limit_gets_no_more_a_second() {
 /// Two relays and two workers share what they know.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_workers_finding_holds_for_all() {
-    let stack = stack("one_workers_finding").relays(2).workers(2).worker_env("BREAKER_FAILURES", "3").start().await;
+    let stack = stack().relays(2).workers(2).worker_env("BREAKER_FAILURES", "3").start().await;
     let (proxy, url) = TcpProxy::before(&stack.receiver_url("")).await;
     proxy.set(Mode::Reset);
-    let body = r#","max_attempts":2"#;
     for _ in 0..10 {
-        stack.client.post_with("{}", &url, body).await;
+        stack.client.post_webhook(&Webhook::to(&url).max_attempts(2)).await;
     }
     wait_until("the breaker to open", PATIENCE, async || state_of_sick(&stack).await.contains("open")).await;
     wait_until("webhooks to be held", PATIENCE, async || {

@@ -6,9 +6,9 @@ const WEBHOOKS: i32 = 40;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_installations_with_the_same_names_deliver_all() {
-    let one = Stack::builder("shares_a_broker_one").start().await;
+    let one = Stack::builder().named("one_installation").start().await;
     let names = one.broker.names();
-    let two = Stack::builder("shares_a_broker_two").env("RABBITMQ_EXCHANGE", &names.exchange);
+    let two = Stack::builder().named("another_installation").env("RABBITMQ_EXCHANGE", &names.exchange);
     let two = two.env("RABBITMQ_QUEUE", &names.queue).env("RABBITMQ_ROUTING_KEY", &names.routing_key).start().await;
     for stack in [&one, &two] {
         stack.enqueue(&stack.receiver_url(""), "{}", WEBHOOKS).await;

@@ -18,8 +18,8 @@ const BOUND: Duration = Duration::from_secs(5);
 const FIRST_CONTACT: Duration = Duration::from_secs(6);
 
 /// A stack whose worker and breakers are as they come, whatever suits other tests.
-fn stack(test: &'static str) -> StackBuilder {
-    Stack::builder(test)
+fn stack() -> StackBuilder {
+    Stack::builder()
         .env("HTTP_CLIENT_TIMEOUT_SEC", "10")
         .env("BACKOFF_BASE_MS", "1000")
         .env("BACKOFF_MAX_SEC", "3600")
@@ -36,8 +36,7 @@ async fn burden(stack: &Stack, hosts: &[TcpListener], each: i32, timeout_ms: Opt
     let enqueue = sqlx::query(enqueue).bind(urls).bind(each).bind(timeout_ms);
     enqueue.execute(stack.pool()).await.expect("they are accepted");
     stack.wake().await;
-    let under_way = "SELECT count(*) FROM webhook_jobs WHERE status = 'processing'";
-    wait_until("some to be under way", PATIENCE, async || stack.count(under_way).await > 0).await;
+    wait_until("some to be under way", PATIENCE, async || stack.under_way().await > 0).await;
     // As many as a worker wants, however it shares its slots.
     let all = "SELECT count(*) FROM outbox WHERE published_at IS NULL AND waits_for IS NULL AND due_at <= now()";
     look_for(BOUND, async || (stack.count(all).await == 0).then_some(())).await;
@@ -53,7 +52,7 @@ async fn taken_in_time(stack: &Stack, ids: &[Uuid], bound: Duration) -> Vec<Dura
 async fn hundreds_of_hosts_that_hang_leave_room_for_those_that_do_not() {
     const HOSTS: usize = 600;
     const WEBHOOKS: u32 = 100;
-    let stack = stack("hundreds_of_hosts_that_hang").start().await;
+    let stack = stack().start().await;
     let hosts = listen_on_hosts(HOSTS).await;
     burden(&stack, &hosts, 1, None).await;
     let ids = steadily(&stack, WEBHOOKS, Duration::from_millis(200)).await;
@@ -70,8 +69,8 @@ async fn hundreds_of_hosts_that_hang_leave_room_for_those_that_do_not() {
 }
 
 /// The time-out is the caller's choice, and none of them has many requests under way.
-async fn a_few_that_hang_for_long(test: &'static str, hosts: usize) {
-    let stack = stack(test).start().await;
+async fn a_few_that_hang_for_long(hosts: usize) {
+    let stack = stack().start().await;
     let hosts = listen_on_hosts(hosts).await;
     burden(&stack, &hosts, 70, Some(40_000)).await;
     let ids = steadily(&stack, 15, Duration::from_secs(1)).await;
@@ -85,18 +84,18 @@ async fn a_few_that_hang_for_long(test: &'static str, hosts: usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn eight_hosts_that_hang_for_long_leave_room_for_those_that_do_not() {
-    a_few_that_hang_for_long("eight_hosts_that_hang", 8).await;
+    a_few_that_hang_for_long(8).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn thirty_hosts_that_hang_for_long_leave_room_for_those_that_do_not() {
-    a_few_that_hang_for_long("thirty_hosts_that_hang", 30).await;
+    a_few_that_hang_for_long(30).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_burst_for_one_destination_does_not_go_before_others() {
     const BURST: i32 = 20_000;
-    let stack = stack("a_burst_for_one_destination").start().await;
+    let stack = stack().start().await;
     let busy = Receiver::start(([127, 0, 0, 1], 0).into(), None).await.expect("loopback has free ports");
     stack.enqueue(&busy.url("/hook"), "{}", BURST).await;
     let ids = steadily(&stack, 4, Duration::from_millis(500)).await;
@@ -115,13 +114,12 @@ async fn large_payloads_are_not_all_in_memory_at_once() {
     const PAYLOAD: usize = 4 * 1024 * 1024;
     /// Eight payloads, a copy of each that is on its way, and all else that a worker needs.
     const MEMORY: u64 = 250 * 1024 * 1024;
-    let stack = stack("large_payloads").worker_env("WORKER_PAYLOAD_BYTES", "33554432").start().await;
+    let stack = stack().worker_env("WORKER_PAYLOAD_BYTES", "33554432").start().await;
     let limits = Limits { requests: 1, ..Limits::default() };
     let slow = Receiver::start_with(([127, 0, 0, 1], 0).into(), Options { limits, ..Options::default() });
     let slow = slow.await.expect("loopback has free ports");
     stack.enqueue(&slow.url("/hook?delay_ms=500"), &"x".repeat(PAYLOAD), LARGE).await;
-    let under_way = "SELECT count(*) FROM webhook_jobs WHERE status = 'processing'";
-    wait_until("some to be under way", PATIENCE, async || stack.count(under_way).await > 0).await;
+    wait_until("some to be under way", PATIENCE, async || stack.under_way().await > 0).await;
     let ids = steadily(&stack, 4, Duration::from_millis(500)).await;
     let small = taken_in_time(&stack, &ids, BOUND).await;
     stack.wait_until_drained(PATIENCE).await;

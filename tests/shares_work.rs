@@ -7,7 +7,7 @@ const WEBHOOKS: usize = 1_500;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_relays_and_three_workers_share() {
-    let stack = Stack::builder("three_relays_and_three_workers")
+    let stack = Stack::builder()
         .relays(3)
         .workers(3)
         // Small shares, so that there are enough for all.

@@ -12,7 +12,7 @@ async fn a_delivery_that_outlasts_the_brokers_patience_is_made_once() {
     // For channels that are opened from here on: a message may be kept for 1 s, looked at twice a second.
     broker.rabbitmqctl(&["eval", "application:set_env(rabbit, consumer_timeout, 1000)."]).await;
     broker.rabbitmqctl(&["eval", "application:set_env(rabbit, channel_tick_interval, 500)."]).await;
-    let stack = Stack::builder("a_delivery_that_outlasts").start_between(Servers::shared().await, &broker).await;
+    let stack = Stack::builder().start_between(Servers::shared().await, &broker).await;
     for _ in 0..WEBHOOKS {
         stack.post("{}", "?delay_ms=4000").await;
     }

@@ -9,7 +9,7 @@ const KILLS: usize = 5;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_202_has_its_row() {
-    let mut stack = Stack::builder("every_202_has_its_row").start().await;
+    let mut stack = Stack::start().await;
     let mut burst = Burst::start(&stack.client, &stack.receiver_url(""), WEBHOOKS, CONNECTIONS);
     for kill in 1..=KILLS {
         // At this moment 64 requests are under way, some of them in a commit.
@@ -24,6 +24,6 @@ async fn every_202_has_its_row() {
     assert_eq!(outcome.accepted + outcome.known, WEBHOOKS);
     assert!(outcome.repeated > 0, "no request was under way at any kill");
     // Requests that were repeated under their key, after a kill had taken their answer, made no second job.
-    assert_eq!(stack.count("SELECT count(*) FROM webhook_jobs").await, i64::try_from(WEBHOOKS).expect("it is small"));
+    assert_eq!(stack.jobs().await, i64::try_from(WEBHOOKS).expect("it is small"));
     stack.finish().await;
 }

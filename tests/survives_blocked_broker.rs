@@ -18,7 +18,7 @@ async fn post_all(stack: &Stack) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_without_memory_blocks_the_relay_and_no_caller() {
     let broker = Servers::private_only(Server::RabbitMq).await;
-    let mut stack = Stack::builder("a_broker_without_memory").start_between(Servers::shared().await, &broker).await;
+    let mut stack = Stack::builder().start_between(Servers::shared().await, &broker).await;
     // Several at once, so that the alarm comes in the middle of them: RabbitMQ blocks at the first message.
     stack.relays[0].signal(Signal::STOP);
     post_all(&stack).await;
@@ -32,7 +32,7 @@ async fn a_broker_without_memory_blocks_the_relay_and_no_caller() {
     assert_eq!(stack.relays[0].counter("outhook_relay_blocked").await.to_bits(), 1.0_f64.to_bits());
     // Each is answered with 202.
     post_all(&stack).await;
-    let unpublished = stack.count("SELECT count(*) FROM outbox WHERE published_at IS NULL").await;
+    let unpublished = stack.unpublished().await;
     assert!(unpublished >= WEBHOOKS, "{unpublished} wait in Postgres");
 
     broker.rabbitmqctl(&["set_vm_memory_high_watermark", "absolute", "512MB"]).await;
@@ -46,7 +46,7 @@ async fn a_broker_without_memory_blocks_the_relay_and_no_caller() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_that_dies_without_memory_leaves_nobody_blocked() {
     let broker = Servers::private_only(Server::RabbitMq).await;
-    let stack = Stack::builder("a_broker_that_dies").start_between(Servers::shared().await, &broker).await;
+    let stack = Stack::builder().start_between(Servers::shared().await, &broker).await;
     broker.rabbitmqctl(&["set_vm_memory_high_watermark", "absolute", "1"]).await;
     stack.post("{}", "").await;
     let blocked = async || stack.relays[0].counter("outhook_relay_blocked").await;

@@ -12,7 +12,7 @@ const KILLS: usize = 4;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_queue_without_a_process_is_made_anew() {
     let rabbitmq = Servers::private_only(Server::RabbitMq).await;
-    let stack = Stack::builder("a_queue_without_a_process").start_between(Servers::shared().await, &rabbitmq).await;
+    let stack = Stack::builder().start_between(Servers::shared().await, &rabbitmq).await;
     for kill in 1..=KILLS {
         stack.broker.delete_queue().await;
         wait_until("the relay to declare the queue", PATIENCE, async || stack.broker.has_queue().await).await;
@@ -34,7 +34,7 @@ async fn a_queue_without_a_process_is_made_anew() {
 /// RabbitMQ 3.10 and 3.12 do not tell consumers of a queue that is there again within milliseconds, and hand them nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_queue_that_was_deleted_is_not_declared_again_at_once() {
-    let stack = Stack::builder("a_queue_that_was_deleted").start().await;
+    let stack = Stack::start().await;
     for deletion in 1..=3 {
         stack.broker.delete_queue().await;
         let deleted = Instant::now();

@@ -13,8 +13,8 @@ const WEBHOOKS: usize = 1_200;
 /// interval of 15 min, which would hide what does not recover.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(20);
 
-async fn start(test: &'static str, broker: &Servers) -> Stack {
-    Stack::builder(test).start_between(Servers::shared().await, broker).await
+async fn start(broker: &Servers) -> Stack {
+    Stack::builder().start_between(Servers::shared().await, broker).await
 }
 
 /// Returns as soon as the relay has published messages whose confirms are not there.
@@ -41,7 +41,7 @@ async fn write_queues_to_disk(broker: &Servers, stack: &Stack) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_broker_is_stopped_in_order_and_starts_again() {
     let broker = Servers::private_only(Server::RabbitMq).await;
-    let stack = start("the_broker_is_stopped", &broker).await;
+    let stack = start(&broker).await;
     let mut burst = Burst::start(&stack.client, &stack.receiver_url("?delay_ms=5"), WEBHOOKS, 16);
     burst.wait_for(WEBHOOKS / 3).await;
     broker.stop(Server::RabbitMq).await;
@@ -63,7 +63,7 @@ async fn the_broker_is_stopped_in_order_and_starts_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_broker_is_killed_and_what_it_did_not_confirm_is_published_again() {
     let broker = Servers::private_only(Server::RabbitMq).await;
-    let stack = start("the_broker_is_killed", &broker).await;
+    let stack = start(&broker).await;
     write_queues_to_disk(&broker, &stack).await;
     let before = reconnects(&stack).await;
     let mut burst = Burst::start(&stack.client, &stack.receiver_url("?delay_ms=5"), WEBHOOKS, 16);
@@ -89,19 +89,15 @@ async fn the_broker_is_killed_and_what_it_did_not_confirm_is_published_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_broker_is_wiped_and_every_unfinished_webhook_is_delivered() {
     let broker = Servers::private_only(Server::RabbitMq).await;
-    let slow = Stack::builder("the_broker_is_wiped").worker_env("WORKER_CONCURRENCY", "4");
+    let slow = Stack::builder().worker_env("WORKER_CONCURRENCY", "4");
     let stack = slow.start_between(Servers::shared().await, &broker).await;
     let burst = Burst::start(&stack.client, &stack.receiver_url("?delay_ms=40"), WEBHOOKS / 4, 16);
     let outcome = burst.outcome().await;
-    let published = "SELECT count(*) FROM outbox WHERE published_at IS NOT NULL";
-    wait_until("all to be published", PATIENCE, async || {
-        stack.count("SELECT count(*) FROM outbox WHERE published_at IS NULL").await == 0
-    })
-    .await;
+    wait_until("all to be published", PATIENCE, async || stack.unpublished().await == 0).await;
     let in_queue = stack.broker.ready().await;
     broker.kill(Server::RabbitMq).await;
     broker.wipe(Server::RabbitMq).await;
-    let unfinished = stack.count(published).await;
+    let unfinished = stack.published().await;
     broker.start_again(Server::RabbitMq).await;
     let healed = Instant::now();
     stack.wait_until_drained(RECOVERY_LIMIT).await;

@@ -34,8 +34,8 @@ async fn inject(stack: &Stack, event: &str) {
 }
 
 /// Delivers all while statements are rolled back.
-async fn deliver_through(test: &'static str, event: &str) -> Stack {
-    let stack = Stack::builder(test).start().await;
+async fn deliver_through(event: &str) -> Stack {
+    let stack = Stack::start().await;
     inject(&stack, event).await;
     let outcome = Burst::start(&stack.client, &stack.receiver_url(""), WEBHOOKS, 8).outcome().await;
     stack.wait_until_drained(PATIENCE).await;
@@ -48,20 +48,20 @@ async fn deliver_through(test: &'static str, event: &str) -> Stack {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn accepting_is_rolled_back_and_tried_again() {
-    let stack = deliver_through("accepting_is_rolled_back", "INSERT ON webhook_jobs").await;
+    let stack = deliver_through("INSERT ON webhook_jobs").await;
     stack.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn claiming_and_settling_are_rolled_back_and_tried_again() {
-    let stack = deliver_through("claiming_is_rolled_back", "UPDATE ON webhook_jobs").await;
+    let stack = deliver_through("UPDATE ON webhook_jobs").await;
     assert_eq!(stack.receiver.received().len(), WEBHOOKS, "an attempt was made twice");
     stack.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn marking_is_rolled_back_and_published_again() {
-    let stack = deliver_through("marking_is_rolled_back", "UPDATE ON outbox").await;
+    let stack = deliver_through("UPDATE ON outbox").await;
     assert_eq!(stack.receiver.received().len(), WEBHOOKS, "an attempt was made twice");
     stack.finish().await;
 }
@@ -69,14 +69,14 @@ async fn marking_is_rolled_back_and_published_again() {
 /// The record of one attempt is refused, and not even a line can be left for it; what is settled beside it is not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_record_that_is_refused_is_one_of_a_lost_worker_in_the_end() {
-    let stack = Stack::builder("a_record_that_is_refused").env("HTTP_CLIENT_TIMEOUT_SEC", "1").start().await;
+    let stack = Stack::builder().env("HTTP_CLIENT_TIMEOUT_SEC", "1").start().await;
     let run = async |statements: &'static str| sqlx::raw_sql(statements).execute(stack.pool()).await;
     run("ALTER TABLE webhook_attempts ADD CONSTRAINT refused CHECK (outcome <> 'success');
          REVOKE INSERT (outbox_id, attempt) ON outbox_checks FROM outhook_worker")
     .await
     .expect("the owner may");
     let refused = stack.post("{}", "").await.job_id;
-    let other = stack.client.post_with("{}", &stack.receiver_url("?status=500"), r#","max_attempts":1"#).await.job_id;
+    let other = stack.client.post_webhook(&stack.webhook("?status=500").max_attempts(1)).await.job_id;
     let recorded = "SELECT count(*) FROM webhook_attempts WHERE outcome = 'failed'";
     wait_until("the other's record", PATIENCE, async || stack.count(recorded).await == 1).await;
     assert_eq!(stack.client.job(other).await["status"], "failed");

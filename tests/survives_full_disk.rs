@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use harness::client::{body, send};
+use harness::client::send;
 use harness::load::Burst;
 use harness::servers::Server;
 use harness::small_disk::SmallDisk;
@@ -33,14 +33,14 @@ async fn postgres_has_no_space_left_and_gets_some_again() {
         return;
     };
     let postgres = Servers::private_only(Server::Postgres).await;
-    let stack = Stack::builder("no_space_left").start_between(&postgres, Servers::shared().await).await;
+    let stack = Stack::builder().start_between(&postgres, Servers::shared().await).await;
     move_to(&stack, &disk).await;
     let mut burst = Burst::start(&stack.client, &stack.receiver_url("?delay_ms=5"), WEBHOOKS, 16);
     burst.wait_for(WEBHOOKS / 4).await;
     disk.fill();
 
     let refused = wait_for("a 503", PATIENCE, async || {
-        let request = stack.client.request(body("{}", &stack.receiver_url(""), ""));
+        let request = stack.client.request(stack.webhook(""));
         let response = send(request.header("Idempotency-Key", "meanwhile")).await.expect("the api answers");
         (response.status == 503).then_some(response)
     })

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use futures_util::{StreamExt, stream};
 use harness::load::Burst;
-use harness::{PATIENCE, Program, Stack, report, wait_until};
+use harness::{PATIENCE, Program, Stack, Webhook, report, wait_until};
 
 const WEBHOOKS: usize = 60;
 const CONNECTIONS: usize = 8;
@@ -115,8 +115,9 @@ async fn kill_at(point: &'static str, scene: Scene, passage: u32) -> Seen {
     } else {
         // Ready before the traffic, or all of it would come as one batch.
         doomed.wait_for_word("ready").await;
-        let fields = if matches!(scene, Scene::Ordered) { r#","ordering_key":"one""# } else { "" };
-        Burst::start_with(&stack.client, &url, WEBHOOKS, CONNECTIONS, fields)
+        let webhook = Webhook::to(&url);
+        let webhook = if matches!(scene, Scene::Ordered) { webhook.ordering_key("one") } else { webhook };
+        Burst::start_like(&stack.client, &webhook, WEBHOOKS, CONNECTIONS)
     };
     doomed.wait_for_kill_point(point, PATIENCE).await;
     start(&mut stack, program).await;
@@ -131,7 +132,7 @@ async fn kill_at(point: &'static str, scene: Scene, passage: u32) -> Seen {
         posts: stack.receiver.received().len(),
         taken_again: taken_again(&stack),
         duplicates_on_the_wire: wire.duplicates(),
-        unknown_attempts: stack.count("SELECT count(*) FROM webhook_attempts WHERE outcome = 'unknown'").await,
+        unknown_attempts: stack.unknown_attempts().await,
     };
     stack.finish().await;
     seen
@@ -147,7 +148,8 @@ fn taken_again(stack: &Stack) -> usize {
 
 /// A stack without the process that is to end. It had its relay, which made the queue.
 async fn set_up(point: &str, scene: Scene) -> (Program, Stack) {
-    let builder = Stack::builder("kill_points")
+    let builder = Stack::builder()
+        .named(&point.replace('.', "_"))
         .env("HTTP_CLIENT_TIMEOUT_SEC", "2")
         .env("MAX_RETRIES", "20")
         // Small batches, so that there are enough of them for the last passage of each point.
@@ -185,7 +187,7 @@ async fn lose_a_worker(stack: &mut Stack, url: &str) -> Burst {
 async fn wipe_the_broker(stack: &mut Stack, url: &str) -> Burst {
     let burst = Burst::start(&stack.client, url, WEBHOOKS, CONNECTIONS);
     wait_until("everything to be published", PATIENCE, async || {
-        let published = stack.count("SELECT count(*) FROM outbox WHERE published_at IS NOT NULL").await;
+        let published = stack.published().await;
         usize::try_from(published) == Ok(WEBHOOKS)
     })
     .await;

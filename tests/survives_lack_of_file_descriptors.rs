@@ -8,7 +8,7 @@ const WEBHOOKS: usize = 400;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_api_without_sockets_lets_callers_wait() {
-    let mut stack = Stack::builder("an_api_without_sockets").start().await;
+    let mut stack = Stack::start().await;
     stack.apis[0].limit_files_to_open(6);
     let burst = Burst::start(&stack.client, &stack.receiver_url(""), WEBHOOKS, 64);
     // "cannot accept a connection": it had no socket for it.
@@ -25,7 +25,7 @@ async fn an_api_without_sockets_lets_callers_wait() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_without_sockets_fails_no_attempt() {
-    let mut stack = Stack::builder("a_worker_without_sockets").start().await;
+    let mut stack = Stack::start().await;
     stack.workers[0].limit_files_to_open(6);
     let burst = Burst::start(&stack.client, &stack.receiver_url("?delay_ms=50"), WEBHOOKS, 16);
     stack.workers[0].wait_for_word("descriptor").await;
@@ -34,7 +34,7 @@ async fn a_worker_without_sockets_fails_no_attempt() {
     stack.wait_until_drained(PATIENCE).await;
 
     let waits = stack.workers[0].counter("outhook_worker_descriptor_waits_total").await;
-    let failed = stack.count("SELECT count(*) FROM webhook_attempts WHERE outcome <> 'success'").await;
+    let failed = stack.unsuccessful_attempts().await;
     report(&format!("worker without sockets: {waits} requests waited for one, {failed} attempts failed"));
     assert_eq!(failed, 0, "attempts failed for the worker's own want");
     stack.finish().await;

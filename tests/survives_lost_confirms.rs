@@ -20,10 +20,10 @@ const TRIES: usize = 3;
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A stack whose relay reaches the broker through a proxy.
-async fn start(test: &'static str) -> (Stack, TcpProxy) {
+async fn start() -> (Stack, TcpProxy) {
     let servers = harness::Servers::shared().await;
     let (proxy, through_proxy) = TcpProxy::before(&servers.rabbitmq_url).await;
-    (Stack::builder(test).relay_env("RABBITMQ_URL", &through_proxy).start().await, proxy)
+    (Stack::builder().relay_env("RABBITMQ_URL", &through_proxy).start().await, proxy)
 }
 
 /// Loses what the relay sends to the broker, and returns the jobs whose confirms it waits for.
@@ -68,7 +68,7 @@ async fn assert_delivered_soon(stack: &Stack, proxy: &TcpProxy, jobs: &[Uuid]) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_not_confirmed_is_published_again() {
-    let (stack, proxy) = start("what_was_not_confirmed").await;
+    let (stack, proxy) = start().await;
     let jobs = lose_publications(&stack, &proxy).await;
     wait_until("the relay to give the confirms up", PATIENCE, async || {
         stack.relays[0].counter("outhook_relay_unconfirmed_total").await > 0.0
@@ -81,7 +81,7 @@ async fn what_was_not_confirmed_is_published_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_relay_did_not_see_confirmed_is_published_by_the_next() {
-    let (mut stack, proxy) = start("what_a_relay_did_not_see").await;
+    let (mut stack, proxy) = start().await;
     let jobs = lose_publications(&stack, &proxy).await;
     stack.relays[0].kill().await;
     stack.relays.clear();
@@ -94,7 +94,7 @@ async fn what_a_relay_did_not_see_confirmed_is_published_by_the_next() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_whose_confirms_are_lost_are_published_again_under_their_ids() {
-    let (mut stack, proxy) = start("confirms_are_lost").await;
+    let (mut stack, proxy) = start().await;
     stack.workers.remove(0).terminate().await;
     let wire = stack.listen().await;
     let connections = proxy.connections();
@@ -106,7 +106,7 @@ async fn messages_whose_confirms_are_lost_are_published_again_under_their_ids() 
         stack.relays[0].counter("outhook_relay_unconfirmed_total").await > 0.0
     })
     .await;
-    assert_eq!(stack.count("SELECT count(*) FROM harness.publications").await, 0, "recorded without a confirm");
+    assert_eq!(stack.publications().await, 0, "recorded without a confirm");
     wait_until("the connection to be closed", PATIENCE, async || proxy.ended_connections() >= connections).await;
     let lost = wire.messages();
 

@@ -31,7 +31,7 @@ async fn break_and_mend(stack: &Stack, proxy: &TcpProxy) {
 async fn the_broker_is_lost_and_found() {
     let servers = harness::Servers::shared().await;
     let (proxy, through_proxy) = TcpProxy::before(&servers.rabbitmq_url).await;
-    let stack = Stack::builder("the_broker_is_lost").env("RABBITMQ_URL", &through_proxy).workers(2).start().await;
+    let stack = Stack::builder().env("RABBITMQ_URL", &through_proxy).workers(2).start().await;
     break_and_mend(&stack, &proxy).await;
     stack.finish().await;
 }
@@ -40,7 +40,7 @@ async fn the_broker_is_lost_and_found() {
 async fn the_database_is_lost_and_found() {
     let servers = harness::Servers::shared().await;
     let (proxy, _) = TcpProxy::before(&servers.database_url).await;
-    let stack = Stack::builder("the_database_is_lost").database_through(&proxy).workers(2).start().await;
+    let stack = Stack::builder().database_through(&proxy).workers(2).start().await;
     break_and_mend(&stack, &proxy).await;
     stack.finish().await;
 }

@@ -29,8 +29,8 @@ const BEHIND: Duration = Duration::from_secs(11);
 
 /// A relay, whose first connection declares the queue, and a worker, which begins with another node. Returns the leader's as
 /// well.
-async fn start(test: &'static str, cluster: &Cluster) -> (Stack, usize) {
-    let stack = Stack::builder(test).workers(0).env("RABBITMQ_URL", &cluster.url_from(0));
+async fn start(cluster: &Cluster) -> (Stack, usize) {
+    let stack = Stack::builder().workers(0).env("RABBITMQ_URL", &cluster.url_from(0));
     let mut stack = stack.start_between(Servers::shared().await, &cluster.nodes[WATCHED]).await;
     let place = cluster.wait_for_place(&stack.broker.names().queue, WATCHED, 3).await;
     let leader = place.leader.expect("it was waited for");
@@ -62,12 +62,13 @@ async fn count(stack: &Stack, outcome: Outcome) -> String {
     format!("{accepted} accepted, {lost} lost, {twice} delivered twice")
 }
 
-async fn the_leader_stands_still(test: &'static str, standstill: Duration) {
+async fn the_leader_stands_still(standstill: Duration) {
     let cluster = Cluster::start().await;
-    let (stack, leader) = start(test, &cluster).await;
+    let (stack, leader) = start(&cluster).await;
     let leader = &cluster.nodes[leader];
     let other = &cluster.nodes[WATCHED].rabbitmq_url;
-    let plain = PlainPublisher::start(&leader.rabbitmq_url, other, format!("{test}.plain")).await;
+    let plain =
+        PlainPublisher::start(&leader.rabbitmq_url, other, format!("{}.plain", stack.broker.names().queue)).await;
     let flow = flow(&stack);
     sleep(CALM).await;
     leader.pause(Server::RabbitMq).await;
@@ -85,13 +86,13 @@ async fn the_leader_stands_still(test: &'static str, standstill: Duration) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_stands_still_is_left() {
-    the_leader_stands_still("a_leader_that_stands_still", STANDSTILL).await;
+    the_leader_stands_still(STANDSTILL).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes two minutes"]
 async fn a_leader_that_stands_still_for_long_is_left() {
-    the_leader_stands_still("a_leader_that_stands_for_long", Duration::from_secs(90)).await;
+    the_leader_stands_still(Duration::from_secs(90)).await;
 }
 
 /// Who has nothing to do takes a place anew each 10 s, which must not be lost when there is none to be had. The relay's
@@ -99,7 +100,7 @@ async fn a_leader_that_stands_still_for_long_is_left() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_worker_hears_of_the_next_leader() {
     let cluster = Cluster::start().await;
-    let (stack, leader) = start("an_idle_worker", &cluster).await;
+    let (stack, leader) = start(&cluster).await;
     let flow = flow(&stack);
     sleep(CALM).await;
     let outcome = flow.stop().await;
@@ -124,7 +125,7 @@ async fn an_idle_worker_hears_of_the_next_leader() {
 #[ignore = "takes more than a minute, and shows little more"]
 async fn one_of_two_workers_is_at_the_node_that_stands_still() {
     let cluster = Cluster::start().await;
-    let (mut stack, leader) = start("one_of_two_workers", &cluster).await;
+    let (mut stack, leader) = start(&cluster).await;
     stack.set_worker_env("RABBITMQ_URL", &cluster.nodes[leader].rabbitmq_url);
     stack.start_worker().await;
     let flow = flow(&stack);
@@ -148,7 +149,7 @@ async fn one_of_two_workers_is_at_the_node_that_stands_still() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nodes_that_are_killed_or_restarted_lose_nothing() {
     let cluster = Cluster::start().await;
-    let (stack, leader) = start("nodes_that_are_killed", &cluster).await;
+    let (stack, leader) = start(&cluster).await;
     let queue = stack.broker.names().queue.clone();
     let flow = flow(&stack);
     sleep(CALM).await;
@@ -179,8 +180,7 @@ async fn nodes_that_are_killed_or_restarted_lose_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_queue_whose_only_node_is_dead_is_made_anew_on_the_others() {
     let mut cluster = Cluster::forming().await;
-    let stack =
-        Stack::builder("a_queue_whose_only_node").workers(0).env("RABBITMQ_URL", &cluster.nodes[0].rabbitmq_url);
+    let stack = Stack::builder().workers(0).env("RABBITMQ_URL", &cluster.nodes[0].rabbitmq_url);
     let mut stack = stack.start_between(Servers::shared().await, &cluster.nodes[0]).await;
     stack.relays.remove(0).terminate().await;
     cluster.form().await;

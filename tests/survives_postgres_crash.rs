@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use harness::client::{body, send};
+use harness::client::send;
 use harness::load::Burst;
 use harness::servers::Server;
 use harness::{PATIENCE, Servers, Stack, report, wait_for, wait_until};
@@ -17,12 +17,12 @@ const RECOVERY_LIMIT: Duration = Duration::from_mins(1);
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn postgres_crashes_under_load_and_starts_again() {
     let postgres = Servers::private_only(Server::Postgres).await;
-    let stack = Stack::builder("postgres_crashes").start_between(&postgres, Servers::shared().await).await;
+    let stack = Stack::builder().start_between(&postgres, Servers::shared().await).await;
     let mut burst = Burst::start(&stack.client, &stack.receiver_url("?delay_ms=20"), WEBHOOKS, 16);
     burst.wait_for(WEBHOOKS / 3).await;
     postgres.kill(Server::Postgres).await;
 
-    let request = stack.client.request(body("{}", &stack.receiver_url(""), "")).header("Idempotency-Key", "meanwhile");
+    let request = stack.client.request(stack.webhook("")).header("Idempotency-Key", "meanwhile");
     let meanwhile = send(request).await.expect("the api answers");
     assert_eq!((meanwhile.status, &meanwhile.headers["retry-after"]), (503, &"1".parse().expect("a value")));
     let health = send(stack.client.get("/health")).await.expect("the api answers");
@@ -33,7 +33,7 @@ async fn postgres_crashes_under_load_and_starts_again() {
     let outcome = burst.outcome().await;
     stack.wait_until_drained(RECOVERY_LIMIT).await;
 
-    let unknown = stack.count("SELECT count(*) FROM webhook_attempts WHERE outcome = 'unknown'").await;
+    let unknown = stack.unknown_attempts().await;
     report(&format!(
         "Postgres crashed: {outcome:?}, {unknown} unknown, drained {:?} after the start",
         healed.elapsed()
@@ -53,7 +53,7 @@ async fn terminate(stack: &Stack, application: &str) -> i64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sessions_are_killed_under_load() {
-    let stack = Stack::builder("sessions_are_killed").start().await;
+    let stack = Stack::start().await;
     let mut burst = Burst::start(&stack.client, &stack.receiver_url("?delay_ms=10"), WEBHOOKS, 16);
     let services = ["outhook-api accept", "outhook-relay", "outhook-worker", "outhook-relay listen"];
     for (index, application) in services.into_iter().enumerate() {
@@ -79,7 +79,7 @@ async fn listener(stack: &Stack) -> Option<(i32, time::OffsetDateTime)> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_listening_session_is_killed_and_the_poll_finds_what_it_missed() {
-    let stack = Stack::builder("the_listening_session").start().await;
+    let stack = Stack::start().await;
     let (first, _) = wait_for("a listener", PATIENCE, async || listener(&stack).await).await;
     assert_eq!(terminate(&stack, "outhook-relay listen").await, 1);
     let another = async || listener(&stack).await.filter(|(pid, _)| *pid != first);

@@ -21,14 +21,10 @@ async fn wait_for_counter(stack: &Stack, name: &str, count: f64) {
     wait_until(name, PATIENCE, async || stack.relays[0].counter(name).await >= count).await;
 }
 
-async fn publications(stack: &Stack) -> i64 {
-    stack.count("SELECT count(*) FROM harness.publications").await
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_queue_refuses_messages_until_it_is_drained() {
     let management = Management::of(Servers::shared().await);
-    let mut stack = Stack::builder("a_full_queue").workers(0).start().await;
+    let mut stack = Stack::builder().workers(0).start().await;
     let queue = stack.broker.names().queue.clone();
     management.limit_queue(&queue, 1).await;
     // A policy takes a moment to reach the queue: the first ones may pass.
@@ -38,10 +34,10 @@ async fn a_full_queue_refuses_messages_until_it_is_drained() {
     })
     .await;
     let (published, refused) =
-        (publications(&stack).await, stack.relays[0].counter("outhook_relay_refused_total").await);
+        (stack.publications().await, stack.relays[0].counter("outhook_relay_refused_total").await);
     post_all(&stack, WEBHOOKS).await;
     wait_for_counter(&stack, "outhook_relay_refused_total", refused + 2.0 * f64::from(WEBHOOKS)).await;
-    assert_eq!(publications(&stack).await, published, "a refused message was recorded as published");
+    assert_eq!(stack.publications().await, published, "a refused message was recorded as published");
     let later =
         "SELECT count(*) FROM outbox WHERE published_at IS NULL AND due_at <= now() + interval '500 milliseconds'";
     assert!(stack.count(later).await >= i64::from(WEBHOOKS), "refused rows are not due soon");
@@ -57,7 +53,7 @@ async fn without_its_queue_nothing_counts_as_published() {
     let servers = Servers::shared().await;
     let management = Management::of(servers);
     let user = management.create_user("without_its_queue").await;
-    let stack = Stack::builder("without_its_queue").env("RABBITMQ_URL", &user.url(&servers.rabbitmq_url)).start().await;
+    let stack = Stack::builder().env("RABBITMQ_URL", &user.url(&servers.rabbitmq_url)).start().await;
     post_all(&stack, 1).await;
     stack.wait_until_drained(PATIENCE).await;
 
@@ -67,17 +63,17 @@ async fn without_its_queue_nothing_counts_as_published() {
     post_all(&stack, WEBHOOKS).await;
     let reconnects = stack.relays[0].counter("outhook_relay_reconnects_total").await;
     wait_for_counter(&stack, "outhook_relay_reconnects_total", reconnects + REFUSALS).await;
-    assert_eq!(publications(&stack).await, 1, "a message without a queue was recorded as published");
+    assert_eq!(stack.publications().await, 1, "a message without a queue was recorded as published");
 
     management.let_configure(&user, true).await;
     stack.wait_until_drained(PATIENCE).await;
-    assert_eq!(publications(&stack).await, 1 + i64::from(WEBHOOKS));
+    assert_eq!(stack.publications().await, 1 + i64::from(WEBHOOKS));
     stack.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_its_binding_messages_come_back_and_the_binding_is_made_anew() {
-    let stack = Stack::builder("without_its_binding").start().await;
+    let stack = Stack::start().await;
     post_all(&stack, 1).await;
     stack.wait_until_drained(PATIENCE).await;
 
@@ -87,6 +83,6 @@ async fn without_its_binding_messages_come_back_and_the_binding_is_made_anew() {
     let refused = stack.relays[0].counter("outhook_relay_refused_total").await;
     report(&format!("binding deleted: {refused} messages came back"));
     assert!(refused > 0.0, "no message came back");
-    assert_eq!(publications(&stack).await, 1 + i64::from(WEBHOOKS));
+    assert_eq!(stack.publications().await, 1 + i64::from(WEBHOOKS));
     stack.finish().await;
 }

@@ -17,7 +17,7 @@ async fn each_webhook_is_delivered_and_no_attempt_twice() {
     let webhooks = setting("RELAY_KILL_WEBHOOKS", 5_000);
     let connections = setting("RELAY_KILL_CONNECTIONS", 64);
     let kills = setting("RELAY_KILLS", 10);
-    let mut stack = Stack::builder("relay_kill").start().await;
+    let mut stack = Stack::start().await;
     let wire = stack.listen().await;
     let share = webhooks / (kills + 1);
 
@@ -33,7 +33,7 @@ async fn each_webhook_is_delivered_and_no_attempt_twice() {
         // Messages that nobody has recorded stay so: published again, they are counted on the wire again, and
         // finished by their worker meanwhile, their rows are gone. So this kill has interrupted a batch if there
         // are more of them than after the one before.
-        let recorded = stack.count("SELECT count(*) FROM harness.publications").await;
+        let recorded = stack.publications().await;
         // Below nothing, should the listener lag behind the record.
         let missing = i64::try_from(wire.messages()).expect("a count of messages") - recorded;
         interrupted += usize::from(missing > unrecorded);

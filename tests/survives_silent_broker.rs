@@ -30,7 +30,7 @@ async fn post_all(stack: &Stack) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_paused_broker_is_found_by_heartbeats() {
     let broker = Servers::private_only(Server::RabbitMq).await;
-    let stack = Stack::builder("a_paused_broker").start_between(Servers::shared().await, &broker).await;
+    let stack = Stack::builder().start_between(Servers::shared().await, &broker).await;
     post_all(&stack).await;
     stack.wait_until_drained(PATIENCE).await;
 
@@ -49,7 +49,7 @@ async fn a_paused_broker_is_found_by_heartbeats() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connecting_to_a_silent_broker_is_given_up() {
     let (proxy, through_proxy) = TcpProxy::before(&Servers::shared().await.rabbitmq_url).await;
-    let stack = Stack::builder("a_silent_broker").env("RABBITMQ_URL", &through_proxy).start().await;
+    let stack = Stack::builder().env("RABBITMQ_URL", &through_proxy).start().await;
     let connections = proxy.connections();
     // Takes connections still, as a broker's kernel does, and passes nothing on.
     proxy.set(Mode::Stall);

@@ -32,8 +32,8 @@ fn full_pipe() -> (PipeReader, PipeWriter) {
 }
 
 /// A stack without processes.
-async fn empty_stack(test: &'static str) -> Stack {
-    let mut stack = Stack::builder(test).relays(0).workers(0).start().await;
+async fn empty_stack() -> Stack {
+    let mut stack = Stack::builder().relays(0).workers(0).start().await;
     stack.apis.remove(0).terminate().await;
     stack
 }
@@ -57,7 +57,7 @@ async fn assert_delivers_without_a_log(mut stack: Stack) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_stops_nobody() {
-    let mut stack = empty_stack("a_full_disk_stops_nobody").await;
+    let mut stack = empty_stack().await;
     for program in SERVICES {
         stack.spawn_into(program, full_disk()).await;
     }
@@ -66,7 +66,7 @@ async fn a_full_disk_stops_nobody() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reader_that_goes_stops_nobody() {
-    let mut stack = empty_stack("a_reader_that_goes").await;
+    let mut stack = empty_stack().await;
     for program in SERVICES {
         let (reader, writer) = std::io::pipe().expect("a pipe can be made");
         stack.spawn_into(program, writer).await;
@@ -79,7 +79,7 @@ async fn a_reader_that_goes_stops_nobody() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reader_that_does_not_read_stops_nobody() {
-    let mut stack = empty_stack("a_reader_that_does_not_read").await;
+    let mut stack = empty_stack().await;
     let mut readers = Vec::new();
     for program in SERVICES {
         let (reader, writer) = full_pipe();
@@ -115,7 +115,7 @@ async fn a_last_word_that_nobody_hears_leaves_the_status_as_it_is() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_verdict_that_nobody_reads_is_its_status() {
-    let database = Database::create(Servers::shared().await, "a_verdict_that_nobody_reads").await;
+    let database = Database::create(Servers::shared().await).await;
     let environment = [("DATABASE_URL", database.url.as_str())];
     for program in [Program::Migrate, Program::Check] {
         let status = status_into(program, &environment, broken_pipe(), broken_pipe()).await;

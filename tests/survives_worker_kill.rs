@@ -15,7 +15,7 @@ const SLACK: Duration = Duration::from_secs(4);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_attempt_of_a_killed_worker_is_unknown_and_its_job_delivered_by_another() {
-    let mut stack = Stack::builder("an_attempt_of_a_killed_worker").env("HTTP_CLIENT_TIMEOUT_SEC", "2").start().await;
+    let mut stack = Stack::builder().env("HTTP_CLIENT_TIMEOUT_SEC", "2").start().await;
     let id = stack.post("{}", "?hang=1&fail_times=1").await.job_id;
     stack.wait_for_deliveries(1).await;
     stack.workers[0].kill().await;
@@ -42,11 +42,7 @@ async fn an_attempt_of_a_killed_worker_is_unknown_and_its_job_delivered_by_anoth
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_job_whose_worker_dies_each_time_ends() {
-    let mut stack = Stack::builder("a_job_whose_worker_dies_each_time")
-        .env("HTTP_CLIENT_TIMEOUT_SEC", "1")
-        .env("MAX_RETRIES", "2")
-        .start()
-        .await;
+    let mut stack = Stack::builder().env("HTTP_CLIENT_TIMEOUT_SEC", "1").env("MAX_RETRIES", "2").start().await;
     let id = stack.post("{}", "?hang=1").await.job_id;
     for attempt in 1..=2 {
         stack.wait_for_deliveries(attempt).await;
@@ -66,8 +62,7 @@ async fn a_job_whose_worker_dies_each_time_ends() {
 async fn nothing_is_lost_when_workers_are_killed_under_load() {
     const WEBHOOKS: usize = 1_500;
     const KILLS: usize = 5;
-    let mut stack =
-        Stack::builder("worker_kills_under_load").workers(2).env("HTTP_CLIENT_TIMEOUT_SEC", "2").start().await;
+    let mut stack = Stack::builder().workers(2).env("HTTP_CLIENT_TIMEOUT_SEC", "2").start().await;
     let burst = Burst::start(&stack.client, &stack.receiver_url("?delay_ms=20"), WEBHOOKS, 64);
     for kill in 1..=KILLS {
         stack.wait_for_deliveries(kill * WEBHOOKS / (KILLS + 1)).await;
@@ -77,7 +72,7 @@ async fn nothing_is_lost_when_workers_are_killed_under_load() {
     let outcome = burst.outcome().await;
     stack.wait_until_drained(2 * PATIENCE).await;
 
-    let unknown = stack.count("SELECT count(*) FROM webhook_attempts WHERE outcome = 'unknown'").await;
+    let unknown = stack.unknown_attempts().await;
     let posts = stack.receiver.received().len();
     report(&format!("worker: {KILLS} kills, {} accepted, {posts} POSTs, {unknown} unknown attempts", outcome.accepted));
     assert!(unknown > 0, "no kill hit a delivery under way");
@@ -86,7 +81,7 @@ async fn nothing_is_lost_when_workers_are_killed_under_load() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_that_was_paused_past_its_lease_writes_nothing() {
-    let mut stack = Stack::builder("a_paused_worker").env("HTTP_CLIENT_TIMEOUT_SEC", "1").start().await;
+    let mut stack = Stack::builder().env("HTTP_CLIENT_TIMEOUT_SEC", "1").start().await;
     let id = stack.post("{}", "?delay_ms=500").await.job_id;
     stack.wait_for_deliveries(1).await;
     stack.workers[0].signal(rustix::process::Signal::STOP);
@@ -107,7 +102,7 @@ async fn a_worker_that_was_paused_past_its_lease_writes_nothing() {
 /// A worker that stands still between its claim and the request, under a lease that ends before the answer would come.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_that_stood_still_renews_its_lease_before_it_posts() {
-    let mut stack = Stack::builder("stood_still").workers(0).start().await;
+    let mut stack = Stack::builder().workers(0).start().await;
     let worker = stack.start_that_stops(Program::Worker, "worker.before_post", 1).await;
     let id = stack.post("{}", "").await.job_id;
     wait_until("the worker to stand still", PATIENCE, async || worker.is_stopped()).await;
@@ -127,7 +122,7 @@ async fn a_worker_that_stood_still_renews_its_lease_before_it_posts() {
 /// The same, until somebody else has delivered.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_that_stood_still_past_its_lease_posts_nothing() {
-    let mut stack = Stack::builder("stood_still_too_long").workers(0).env("HTTP_CLIENT_TIMEOUT_SEC", "1").start().await;
+    let mut stack = Stack::builder().workers(0).env("HTTP_CLIENT_TIMEOUT_SEC", "1").start().await;
     let worker = stack.start_that_stops(Program::Worker, "worker.before_post", 1).await;
     let id = stack.post("{}", "").await.job_id;
     wait_until("the worker to stand still", PATIENCE, async || worker.is_stopped()).await;
@@ -149,7 +144,7 @@ async fn a_worker_that_stood_still_past_its_lease_posts_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_paused_worker_does_not_settle_the_attempt_of_its_successor() {
-    let mut stack = Stack::builder("a_zombie").env("HTTP_CLIENT_TIMEOUT_SEC", "3").start().await;
+    let mut stack = Stack::builder().env("HTTP_CLIENT_TIMEOUT_SEC", "3").start().await;
     let id = stack.post("{}", "?delay_ms=2000").await.job_id;
     stack.wait_for_deliveries(1).await;
     stack.workers[0].signal(rustix::process::Signal::STOP);

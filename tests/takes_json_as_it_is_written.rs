@@ -14,7 +14,7 @@ fn nested(depth: usize) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_is_valid_arrives_byte_for_byte() {
-    let stack = Stack::builder("whatever_is_valid").start().await;
+    let stack = Stack::start().await;
     let digits = format!("[{},-0.{}]", "9".repeat(400), "1".repeat(400));
     let payloads = [
         "[1e400, -1E-400]",
@@ -45,7 +45,7 @@ fn assert_says(case: &str, response: &Response, expected: &str) {
 
 #[tokio::test]
 async fn what_goes_beyond_a_limit_is_told_which() {
-    let stack = Stack::builder("what_goes_beyond_a_limit").relays(0).workers(0).start().await;
+    let stack = Stack::builder().relays(0).workers(0).start().await;
     let twice = "the body: an object may have each key once";
     let half = "it has half of a surrogate pair, which no text can hold";
     for (case, body, expected) in [
@@ -70,12 +70,12 @@ async fn what_goes_beyond_a_limit_is_told_which() {
         let response = send(stack.client.request(body)).await.expect("the api answers");
         assert_says(case, &response, expected);
     }
-    assert_eq!(stack.count("SELECT count(*) FROM webhook_jobs").await, 0);
+    assert_eq!(stack.jobs().await, 0);
 }
 
 #[tokio::test]
 async fn a_wrong_type_is_named_in_the_words_of_json() {
-    let stack = Stack::builder("a_wrong_type").relays(0).workers(0).start().await;
+    let stack = Stack::builder().relays(0).workers(0).start().await;
     let good = json!({ "payload": {}, "client_url": TARGET });
     let secret = "hunter2";
     for (field, value, expected) in [

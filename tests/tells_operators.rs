@@ -8,7 +8,7 @@ use sqlx::AssertSqlSafe;
 async fn migrate_passes_on_that_an_administrator_must_grant_something() {
     let servers = Servers::shared().await;
     // The roles are there, and so the owner needs no right to create them.
-    Database::create(servers, "roles_are_there").await.drop().await;
+    Database::create(servers).await.drop().await;
     let admin = sqlx::PgPool::connect(&servers.database_url).await.expect("Postgres takes connections");
     let run = async |statements: &'static str| {
         sqlx::query(statements).execute(&admin).await.expect("a superuser may do it");
@@ -32,7 +32,7 @@ const NOTIFY_WORKS: &str = "CREATE OR REPLACE FUNCTION outhook.wake() RETURNS vo
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_notify_queue_is_said_once_and_again_when_it_is_full_again() {
-    let stack = Stack::builder("a_full_notify_queue").start().await;
+    let stack = Stack::start().await;
     let warnings = || stack.apis[0].log().matches("too many notifications in the NOTIFY queue").count();
     for expected in 1..=2 {
         sqlx::raw_sql(NOTIFY_FAILS).execute(stack.pool()).await.expect("a superuser may do it");
@@ -66,12 +66,11 @@ fn statements_after_a_restore() -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_restore_what_was_published_is_delivered_at_once() {
-    let mut stack = Stack::builder("after_a_restore").workers(0).start().await;
+    let mut stack = Stack::builder().workers(0).start().await;
     for _ in 0..5 {
         stack.post("{}", "").await;
     }
-    let published = "SELECT count(*) FROM outbox WHERE published_at IS NOT NULL";
-    wait_until("all to be published", PATIENCE, async || stack.count(published).await == 5).await;
+    wait_until("all to be published", PATIENCE, async || stack.published().await == 5).await;
     // As if the broker were another: its queue is there, and these messages are not.
     stack.broker.purge().await;
     sqlx::raw_sql(AssertSqlSafe(statements_after_a_restore())).execute(stack.pool()).await.expect("they run");

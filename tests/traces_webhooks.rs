@@ -2,27 +2,25 @@
 //! begun is continued, and made only if the caller makes it. No trace says where anything goes or what it carries, and a
 //! collector delays nothing, whatever it does.
 
-use std::net::Ipv4Addr;
-use std::time::{Duration, Instant};
+mod useless_collectors;
 
-use harness::client::{body, send};
+use harness::client::send;
 use harness::collector::{Collector, Span};
-use harness::{PATIENCE, RawServer, Stack, StackBuilder, wait_for, wait_until};
+use harness::{PATIENCE, Stack, StackBuilder, Webhook, wait_until};
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use rustix::process::Signal;
-use tokio::net::TcpSocket;
 use uuid::Uuid;
 
 const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 const CALLERS: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
-fn traced(test: &'static str, collector: &Collector) -> StackBuilder {
-    Stack::builder(test).env(ENDPOINT, &collector.url())
+fn traced(collector: &Collector) -> StackBuilder {
+    Stack::builder().env(ENDPOINT, &collector.url())
 }
 
 /// Posts a webhook as part of a caller's trace, under a key that goes by the receiver's query.
 async fn post_in(stack: &Stack, traceparent: &str, query: &str) -> Uuid {
-    let request = stack.client.request(body("{}", &stack.receiver_url(query), "")).header("traceparent", traceparent);
+    let request = stack.client.request(stack.webhook(query)).header("traceparent", traceparent);
     let request = if query.is_empty() { request } else { request.header("idempotency-key", query) };
     let id = send(request).await.expect("the api answers").job_id();
     stack.client.remember(id, Some("{}"));
@@ -62,7 +60,7 @@ fn assert_attempt(spans: &[Span], attempt: &str, accepted: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_webhook_is_one_trace_with_all_its_attempts() {
     let collector = Collector::start().await;
-    let stack = traced("a_webhook_is_one_trace", &collector)
+    let stack = traced(&collector)
         .env("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20of%20spans,x-tenant=blue")
         .env("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test")
         .start()
@@ -111,7 +109,7 @@ async fn a_webhook_is_one_trace_with_all_its_attempts() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_callers_trace_is_continued() {
     let collector = Collector::start().await;
-    let stack = traced("a_callers_trace_is_continued", &collector).start().await;
+    let stack = traced(&collector).start().await;
     let id = post_in(&stack, CALLERS, "?one=1").await;
     let spans = collector.wait_for(id, 5).await;
     assert!(spans.iter().all(|span| span.trace_id == CALLERS[3..35]), "{spans:#?}");
@@ -132,7 +130,7 @@ async fn a_callers_trace_is_continued() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_not_sampled_is_not_exported_by_anybody() {
     let collector = Collector::start().await;
-    let stack = traced("what_is_not_sampled", &collector)
+    let stack = traced(&collector)
         .env("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
         .env("OTEL_TRACES_SAMPLER_ARG", "0")
         .start()
@@ -156,7 +154,7 @@ async fn what_is_not_sampled_is_not_exported_by_anybody() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_webhook_from_sql_is_one_trace_too() {
     let collector = Collector::start().await;
-    let stack = traced("a_webhook_from_sql_is_one_trace", &collector).start().await;
+    let stack = traced(&collector).start().await;
     stack.enqueue(&stack.receiver_url("?fail_times=1"), "{}", 1).await;
     stack.wait_until_drained(PATIENCE).await;
     let id: Uuid =
@@ -171,17 +169,17 @@ async fn a_webhook_from_sql_is_one_trace_too() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_trace_says_where_a_webhook_goes_or_what_it_carries() {
     let collector = Collector::start().await;
-    let stack = traced("no_trace_says_where", &collector).env("MAX_RETRIES", "1").start().await;
+    let stack = traced(&collector).env("MAX_RETRIES", "1").start().await;
     let payload = r#"{"card":"payload-4711"}"#;
     let receiver = stack.receiver_url("?query=secret-4712");
     let host = receiver.split('/').nth(2).expect("a URL has a host").to_owned();
     let (refused, unknown) = ("http://10.11.12.13/path-4713", "http://receiver-4714.invalid/path-4713");
-    let fields = r#","headers":{"X-Secret":"header-4715"},"ordering_key":"key-4716""#;
     let mut jobs = Vec::new();
     // From SQL, since the api would not take it.
     stack.enqueue(refused, payload, 1).await;
     for url in [&receiver, unknown] {
-        jobs.push(stack.client.post_with(payload, url, fields).await.job_id);
+        let webhook = Webhook::to(url).payload(payload).header("X-Secret", "header-4715").ordering_key("key-4716");
+        jobs.push(stack.client.post_webhook(&webhook).await.job_id);
     }
     stack.wait_until_drained(PATIENCE).await;
     for id in jobs {
@@ -209,7 +207,7 @@ async fn the_collectors_token_is_read_anew() {
     let write = |text: &str| std::fs::write(&file, text).expect("there is room for a file");
     write("authorization=first\n");
     let path = file.to_str().expect("the path is text");
-    let stack = traced("the_collectors_token", &collector).env("OTEL_EXPORTER_OTLP_HEADERS_FILE", path).start().await;
+    let stack = traced(&collector).env("OTEL_EXPORTER_OTLP_HEADERS_FILE", path).start().await;
     let spans = collector.wait_for(stack.post("{}", "").await.job_id, 5).await;
     assert_eq!(spans.len(), 5);
     assert!(collector.requests().iter().all(|request| request.headers["authorization"] == "first"));
@@ -229,109 +227,11 @@ async fn the_collectors_token_is_read_anew() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn turned_off_nothing_is_exported() {
     let collector = Collector::start().await;
-    let stack = traced("turned_off_nothing", &collector).env("OTEL_SDK_DISABLED", "true").start().await;
+    let stack = traced(&collector).env("OTEL_SDK_DISABLED", "true").start().await;
     let id = post_in(&stack, CALLERS, "").await;
     stack.wait_until_drained(PATIENCE).await;
     assert!(received(&stack, id)[0].starts_with(&CALLERS[..36]), "the caller's trace is passed on all the same");
     // What there was would be sent at the end at the latest.
     stack.finish().await;
     assert_eq!(collector.requests().len(), 0);
-}
-
-/// What one request to a collector may take. Whoever waits for one waits as long, and for its repetitions.
-const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Delivers with a collector like this, says once that it takes nothing, and ends in time.
-async fn deliver_with(test: &'static str, endpoint: &str) {
-    let mut stack = Stack::builder(test).env(ENDPOINT, endpoint).start().await;
-    for _ in 0..20 {
-        let before = Instant::now();
-        let id = stack.post("{}", "").await.job_id;
-        wait_until("the delivery", PATIENCE, async || !stack.deliveries(id).is_empty()).await;
-        let took = before.elapsed();
-        assert!(took < EXPORT_TIMEOUT, "a webhook took {took:?}");
-    }
-    let lost = r#"outhook_spans_lost_total{reason="not_taken"}"#;
-    let processes = [&stack.apis[0], &stack.relays[0], &stack.workers[0]];
-    let mut before = Vec::new();
-    for process in processes {
-        let lost = async || Some(process.series(lost).await).filter(|lost| *lost > 0.0);
-        before.push(wait_for("spans to be lost", PATIENCE, lost).await);
-    }
-    // More of them, whose loss is no news.
-    stack.post("{}", "").await;
-    for (process, before) in processes.into_iter().zip(before) {
-        wait_until("more to be lost", PATIENCE, async || process.series(lost).await > before).await;
-        let log = process.log();
-        let said = log.lines().filter(|line| line.contains("WARN") && line.contains("the collector"));
-        assert_eq!(said.count(), 1, "{log}");
-        assert!(!log.contains(endpoint.trim_start_matches("http://")), "the log names a host: {log}");
-    }
-    // What is under way to the collector now is given up.
-    stack.post("{}", "").await;
-    stack.wait_until_drained(PATIENCE).await;
-    let before = Instant::now();
-    stack.workers[0].terminate().await;
-    let took = before.elapsed();
-    assert!(took < EXPORT_TIMEOUT, "the worker took {took:?} to end");
-    stack.workers.clear();
-    stack.finish().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_collector_that_is_away_delays_nothing() {
-    // Taken, and nobody listens.
-    let socket = TcpSocket::new_v4().expect("there are sockets");
-    socket.bind((Ipv4Addr::LOCALHOST, 0).into()).expect("loopback has free ports");
-    let address = socket.local_addr().expect("it is bound");
-    deliver_with("a_collector_that_is_away", &format!("http://{address}")).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_collector_that_hangs_delays_nothing() {
-    let collector = RawServer::start(async |mut connection| {
-        connection.request().await?;
-        std::future::pending().await
-    })
-    .await;
-    deliver_with("a_collector_that_hangs", collector.url().trim_end_matches("/hook")).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_collector_that_answers_without_an_end_is_not_heard_out() {
-    let collector = RawServer::start(async |mut connection| {
-        connection.request().await?;
-        tokio::io::AsyncWriteExt::write_all(&mut connection.stream, b"HTTP/1.1 200 OK\r\n\r\n").await?;
-        connection.write_for_ever(&[b'x'; 4_096]).await
-    })
-    .await;
-    let stack = Stack::builder("a_collector_without_an_end").env(ENDPOINT, collector.url().trim_end_matches("/hook"));
-    let stack = stack.start().await;
-    let before = Instant::now();
-    for _ in 0..3 {
-        let (exported, worker) = ("outhook_spans_exported_total", &stack.workers[0]);
-        let exported_before = worker.counter(exported).await;
-        stack.post("{}", "").await;
-        wait_until("its spans", PATIENCE, async || worker.counter(exported).await > exported_before).await;
-    }
-    assert!(before.elapsed() < 2 * EXPORT_TIMEOUT, "it is not listened to until the time-out");
-    stack.finish().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_collector_that_sends_elsewhere_is_not_followed() {
-    let elsewhere = RawServer::answering("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
-    let redirect =
-        format!("HTTP/1.1 307 Temporary Redirect\r\nlocation: {}\r\ncontent-length: 0\r\n\r\n", elsewhere.url());
-    let collector = RawServer::start(move |mut connection| {
-        let redirect = redirect.clone();
-        async move {
-            connection.request().await?;
-            tokio::io::AsyncWriteExt::write_all(&mut connection.stream, redirect.as_bytes()).await?;
-            Ok(())
-        }
-    })
-    .await;
-    deliver_with("a_collector_that_sends_elsewhere", collector.url().trim_end_matches("/hook")).await;
-    assert_eq!(elsewhere.connections(), 0);
 }

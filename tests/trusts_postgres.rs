@@ -6,7 +6,7 @@ use std::path::Path;
 use harness::certificates::Identity;
 use harness::postgres_with_tls::PostgresWithTls;
 use harness::processes::{Process, output};
-use harness::{Program, Stack};
+use harness::{Program, Stack, Webhook};
 
 /// How the programs are started: what is in the URL, and whether `DATABASE_CA_FILE` names the authority.
 struct Way {
@@ -89,7 +89,7 @@ async fn a_certificate_that_is_replaced_by_a_wrong_one_gets_nothing() {
     let postgres = PostgresWithTls::start().await;
     let ca_file = postgres.ca_file();
     let ca_file = ca_file.to_str().expect("a name in UTF-8");
-    let builder = Stack::builder("a_certificate_is_replaced").relays(0).workers(0);
+    let builder = Stack::builder().relays(0).workers(0);
     let stack =
         builder.env("DATABASE_CA_FILE", ca_file).start_between(&postgres.servers, harness::Servers::shared().await);
     let stack = stack.await;
@@ -99,12 +99,12 @@ async fn a_certificate_that_is_replaced_by_a_wrong_one_gets_nothing() {
         "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name LIKE 'outhook-api%'";
     assert!(stack.count(end).await > 0, "the api has no session");
     for _ in 0..3 {
-        let answer = stack.client.try_post(harness::client::body("{}", "http://127.0.0.1:9/", ""), None).await;
+        let answer = stack.client.try_post(Webhook::to("http://127.0.0.1:9/").body(), None).await;
         assert_eq!(answer.expect("the api answers").status, 503);
     }
     postgres.show(&postgres.authority.issue("127.0.0.1")).await;
     harness::wait_until("the api to accept again", harness::PATIENCE, async || {
-        let answer = stack.client.try_post(harness::client::body("{}", "http://127.0.0.1:9/", ""), None).await;
+        let answer = stack.client.try_post(Webhook::to("http://127.0.0.1:9/").body(), None).await;
         answer.expect("the api answers").status == 202
     })
     .await;

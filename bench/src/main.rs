@@ -28,7 +28,7 @@ use anyhow::{Context, ensure};
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::options::{Options, Part};
+use crate::options::{Mode, Options, Part};
 use crate::phases::end_to_end::Setup;
 use crate::phases::{Bench, drain, end_to_end, growth, idle, ingest, latency, long_transaction, sick, statements};
 use crate::progress::Progress;
@@ -116,60 +116,53 @@ async fn measure(options: &Options, servers: &Servers, programs: PathBuf, direct
     Ok(report)
 }
 
-/// Everything that is measured, in its order: the limits first, for they are what the rest is held against.
+/// Everything that is measured, in its order.
 async fn phases(bench: &Bench<'_>, report: &mut Report) -> anyhow::Result<()> {
     ingest::warm_up(bench).await?;
-    if bench.options.growth {
-        return growth::run(bench, report).await;
+    match bench.options.mode() {
+        Mode::Parts(parts) => {
+            for part in parts {
+                measure_part(part, bench, report).await?;
+            }
+            Ok(())
+        }
+        Mode::Growth => growth::run(bench, report).await,
+        Mode::LongTransaction => long_transaction::run(bench, report).await,
+        Mode::Sick => sick::run(bench, report).await,
     }
-    if bench.options.long_transaction {
-        return long_transaction::run(bench, report).await;
-    }
-    if bench.options.sick {
-        return sick::run(bench, report).await;
-    }
-    let wants = |part| bench.options.wants(part);
-    if wants(Part::Limits) {
-        limits::run(bench, report).await?;
-    }
-    if wants(Part::Ingest) {
-        ingest::run(bench, report).await?;
-    }
-    if wants(Part::EndToEnd) {
-        end_to_end::run(bench, report, &Setup::headline(bench)).await?;
-    }
-    if wants(Part::Two) {
-        end_to_end::run(bench, report, &Setup::two()).await?;
-    }
-    if wants(Part::Latency) {
-        latency::run(bench, report).await?;
-    }
-    if wants(Part::Drain) {
-        drain::run(bench, report).await?;
-    }
-    if wants(Part::Idle) {
-        idle::run(bench, report).await?;
-    }
-    Ok(())
 }
 
-/// How many steps the progress bar has.
+async fn measure_part(part: Part, bench: &Bench<'_>, report: &mut Report) -> anyhow::Result<()> {
+    match part {
+        Part::Limits => limits::run(bench, report).await,
+        Part::Ingest => ingest::run(bench, report).await,
+        Part::EndToEnd => end_to_end::run(bench, report, &Setup::headline(bench)).await,
+        Part::Two => end_to_end::run(bench, report, &Setup::two()).await,
+        Part::Latency => latency::run(bench, report).await,
+        Part::Drain => drain::run(bench, report).await,
+        Part::Idle => idle::run(bench, report).await,
+    }
+}
+
+/// How many steps the progress bar has, with the one that warms up.
 fn steps(options: &Options) -> u64 {
     let repetitions = options.scale().repetitions;
-    let part = |part, steps| if options.wants(part) { steps } else { 0 };
-    1 + match options {
-        Options { growth: true, .. } => growth::STEPS,
-        Options { long_transaction: true, .. } => long_transaction::STEPS,
-        Options { sick: true, .. } => sick::STEPS,
-        _ => {
-            part(Part::Limits, limits::STEPS)
-                + part(Part::Ingest, repetitions * ingest::COUNTS.len() as u64)
-                + part(Part::EndToEnd, repetitions)
-                + part(Part::Two, 1)
-                + part(Part::Latency, 1 + part(Part::EndToEnd, 1))
-                + part(Part::Drain, repetitions)
-                + part(Part::Idle, 1)
-        }
+    1 + match options.mode() {
+        Mode::Parts(parts) => parts.iter().map(|part| steps_of_part(*part, &parts, repetitions)).sum(),
+        Mode::Growth => growth::STEPS,
+        Mode::LongTransaction => long_transaction::STEPS,
+        Mode::Sick => sick::STEPS,
+    }
+}
+
+fn steps_of_part(part: Part, parts: &[Part], repetitions: u64) -> u64 {
+    match part {
+        Part::Limits => limits::STEPS,
+        Part::Ingest => repetitions * ingest::COUNTS.len() as u64,
+        Part::EndToEnd | Part::Drain => repetitions,
+        // Once more, at half of the end-to-end rate, if that is known.
+        Part::Latency => 1 + u64::from(parts.contains(&Part::EndToEnd)),
+        Part::Two | Part::Idle => 1,
     }
 }
 

@@ -76,7 +76,19 @@ pub(crate) struct Options {
     pub directory: Option<PathBuf>,
 }
 
-/// A part of the report.
+/// What a run measures.
+pub(crate) enum Mode {
+    /// These parts of the report, in their order.
+    Parts(Vec<Part>),
+    /// Instead, what a database full of history, future retries and backlog changes.
+    Growth,
+    /// Instead, what a transaction changes that is held open elsewhere.
+    LongTransaction,
+    /// Instead, what the others feel of a destination that never answers.
+    Sick,
+}
+
+/// A part of the report. In this order they are measured: the limits first, for they are what the rest is held against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Part {
     /// What Postgres, RabbitMQ, an HTTP client and the load generator reach alone.
@@ -143,8 +155,20 @@ impl Options {
         self.under_transaction()
     }
 
-    pub(crate) fn wants(&self, part: Part) -> bool {
-        self.only.is_empty() || self.only.contains(&part)
+    /// No two of the switches come together.
+    pub(crate) fn mode(&self) -> Mode {
+        match self {
+            Self { growth: true, .. } => Mode::Growth,
+            Self { long_transaction: true, .. } => Mode::LongTransaction,
+            Self { sick: true, .. } => Mode::Sick,
+            _ => Mode::Parts(self.parts()),
+        }
+    }
+
+    /// All parts, or those that `--only` names, in whatever order it does.
+    fn parts(&self) -> Vec<Part> {
+        let wanted = |part: &Part| self.only.is_empty() || self.only.contains(part);
+        Part::value_variants().iter().copied().filter(wanted).collect()
     }
 }
 
@@ -169,5 +193,13 @@ mod tests {
         assert_eq!(parse(&[]).scale().jobs, 50_000);
         assert_eq!(parse(&["--quick"]).scale().repetitions, 1);
         assert_eq!(parse(&["--quick", "--jobs", "7"]).scale().jobs, 7);
+    }
+
+    #[test]
+    fn parts_are_measured_in_their_own_order() {
+        let parse = |arguments: &[&str]| Options::parse_from([&["bench"], arguments].concat());
+        assert_eq!(parse(&[]).parts().first(), Some(&Part::Limits));
+        assert_eq!(parse(&["--only", "latency,end-to-end"]).parts(), [Part::EndToEnd, Part::Latency]);
+        assert!(matches!(parse(&["--sick"]).mode(), Mode::Sick));
     }
 }

@@ -98,7 +98,8 @@ impl Arena {
         let servers = Servers::private().await;
         let (database, _) = TcpProxy::before(&servers.database_url).await;
         let (broker, broker_url) = TcpProxy::before(&servers.rabbitmq_url).await;
-        let stack = Stack::builder("chaos")
+        let stack = Stack::builder()
+            .named("chaos")
             .env("RABBITMQ_URL", &broker_url)
             .env("HTTP_CLIENT_TIMEOUT_SEC", &HTTP_TIMEOUT.as_secs().to_string())
             .env("MAX_RETRIES", &MAX_RETRIES.to_string())
@@ -162,8 +163,7 @@ impl Arena {
         load.flow.stop().await;
         self.known.keyed = load.keyed.stop().await;
         self.known.deeds = load.outsiders.stop().await;
-        let unfinished = "SELECT count(*) FROM webhook_jobs WHERE status IN ('pending', 'processing')";
-        let drained = async || (self.stack.count(unfinished).await == 0).then_some(());
+        let drained = async || (self.stack.unfinished().await == 0).then_some(());
         self.known.is_drained = look_for(DRAIN_LIMIT, drained).await.is_some();
         let took = healed.elapsed();
         self.known.seen = load.watch.stop().await;

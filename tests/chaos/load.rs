@@ -6,14 +6,13 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use harness::Client;
-use harness::client::{body, send};
+use harness::client::send;
+use harness::{Client, Webhook};
 use outbox::service::clock;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use sqlx::PgPool;
-use time::format_description::well_known::Rfc3339;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -99,8 +98,12 @@ async fn call(way: Way, caller: Caller, number: usize, mut random: StdRng, stop:
         } else {
             is_scheduled = random.random_ratio(1, SCHEDULED_ONE_OF);
             let delay = is_scheduled.then(|| Duration::from_millis(random.random_range(500..3_000)));
-            let fields = fields(caller.key, delay);
-            post(&way.client, url, &payload, &idempotency_key, &fields).await
+            let webhook = Webhook::to(url).payload(&payload).ordering_key(caller.key);
+            let webhook = match delay {
+                Some(delay) => webhook.deliver_at(clock::now() + delay),
+                None => webhook,
+            };
+            post(&way.client, &webhook, &payload, &idempotency_key).await
         };
         let line = format!("{} {}", caller.destination, caller.key);
         let keyed = Keyed { job_id, line, began, taken: Instant::now(), is_scheduled };
@@ -108,15 +111,9 @@ async fn call(way: Way, caller: Caller, number: usize, mut random: StdRng, stop:
     }
 }
 
-fn fields(key: &str, delay: Option<Duration>) -> String {
-    let at = delay.map(|delay| (clock::now() + delay).format(&Rfc3339).expect("the year has four digits"));
-    let deliver_at = at.map_or_else(String::new, |at| format!(r#","deliver_at":"{at}""#));
-    format!(r#","ordering_key":"{key}"{deliver_at}"#)
-}
-
 /// Until it is known to be taken.
-async fn post(client: &Client, url: &str, payload: &str, idempotency_key: &str, fields: &str) -> Uuid {
-    let body = body(payload, url, fields);
+async fn post(client: &Client, webhook: &Webhook, payload: &str, idempotency_key: &str) -> Uuid {
+    let body = webhook.body();
     loop {
         match send(client.request(body.clone()).header("Idempotency-Key", idempotency_key)).await {
             Ok(response) if [200, 202].contains(&response.status) => {

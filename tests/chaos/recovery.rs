@@ -114,10 +114,7 @@ async fn broker_wiped(arena: &mut Arena) -> Recovery {
     for _ in 0..IN_FLIGHT {
         probes.push(post(arena, "").await);
     }
-    wait_until("all to be published", PATIENCE, async || {
-        arena.stack.count("SELECT count(*) FROM outbox WHERE published_at IS NULL").await == 0
-    })
-    .await;
+    wait_until("all to be published", PATIENCE, async || arena.stack.unpublished().await == 0).await;
     arena.servers.wipe(Service::RabbitMq).await;
     arena.servers.start_again(Service::RabbitMq).await;
     let since = Instant::now();
@@ -136,7 +133,7 @@ async fn postgres_back(arena: &mut Arena) -> [Recovery; 2] {
     arena.servers.start_again(Service::Postgres).await;
     let since = Instant::now();
     wait_until("a webhook to be accepted", PATIENCE, async || {
-        let body = harness::client::body("{}", &arena.stack.receiver_url(""), "");
+        let body = arena.stack.webhook("").body();
         arena.stack.client.try_post(body, Some("{}")).await.is_ok_and(|response| response.status == 202)
     })
     .await;

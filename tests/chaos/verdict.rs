@@ -51,7 +51,7 @@ pub async fn judge(arena: &mut Arena, seed: u64, faults_lasted: Duration, draine
         duplicate_messages: arena.wire.duplicates(),
         posts: received.len(),
         duplicate_posts: taken.len() - delivered.len(),
-        unknown_attempts: count("SELECT count(*) FROM webhook_attempts WHERE outcome = 'unknown'").await,
+        unknown_attempts: arena.stack.unknown_attempts().await,
         timed_out: count("SELECT count(*) FROM webhook_attempts WHERE error LIKE 'no answer within%'").await,
         idle_parts: idle_parts(&received, arena.began, faults_lasted),
         cancelled: cancelled.len(),

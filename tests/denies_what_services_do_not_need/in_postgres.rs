@@ -81,7 +81,7 @@ async fn attempt(connection: &mut PgConnection, statement: &str) -> Result<bool,
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_verb_on_every_column_is_refused_to_whom_it_is_not_given() {
-    let database = Database::create(Servers::shared().await, "denies_every_verb").await;
+    let database = Database::create(Servers::shared().await).await;
     let (tries, mut wrong, mut refused) = (tries(), Vec::new(), 0);
     for role in ROLES {
         let mut connection = PgConnection::connect(&database.url_of(role)).await.expect("the role's user logs in");
@@ -115,7 +115,7 @@ fn assert_all_named(what: &str, existing: &BTreeSet<String>, named: impl IntoIte
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_there_whose_rights_are_not_written_down() {
-    let database = Database::create(Servers::shared().await, "denies_nothing_unnamed").await;
+    let database = Database::create(Servers::shared().await).await;
     let pool = &database.pool;
     let columns = "SELECT format('%s.%s.%s', relnamespace::regnamespace, relname, attname)
         FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid
@@ -139,7 +139,7 @@ async fn nothing_is_there_whose_rights_are_not_written_down() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_catalog_says_is_what_is_written_down() {
-    let database = Database::create(Servers::shared().await, "denies_by_the_catalog").await;
+    let database = Database::create(Servers::shared().await).await;
     let mut wrong = Vec::new();
     let has = async |question: String| -> bool {
         sqlx::query_scalar(AssertSqlSafe(question)).fetch_one(&database.pool).await.expect("Postgres knows")

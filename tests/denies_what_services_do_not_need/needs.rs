@@ -257,7 +257,7 @@ async fn alter(pool: &PgPool, statement: String) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_right_of_a_service_is_needed() {
-    let database = Database::create(Servers::shared().await, "denies_each_right_is_needed").await;
+    let database = Database::create(Servers::shared().await).await;
     let owner = &database.pool;
     // A row that rings again, two of a key, and what makes the relay and the worker look further.
     let there = "

@@ -9,9 +9,9 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
-use super::model::{Attempt, JOBS, Job, OutboxRow, Task, TurnEnd, World};
+use super::model::TurnEnd;
 use super::replay::Replay;
-use super::waiting::{Sickness, Waits};
+use super::state::{Attempt, JOBS, Job, OutboxRow, Sickness, Task, Waits, World};
 
 /// The invariants that need no receiver's log, which nobody has here.
 const CHECKED: [&str; 10] = ["I2: ", "I3: ", "I4: ", "I6: ", "I7: ", "I8: ", "I13: ", "I18: ", "P1: ", "P2: "];

@@ -37,7 +37,7 @@ impl Ground {
             let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime starts");
             let url = runtime.block_on(async {
                 // Not dropped at the end, but with the servers.
-                Database::create(Servers::shared().await, "follows_the_model").await.url.clone()
+                Database::named(Servers::shared().await, "follows_the_model").await.url.clone()
             });
             let (pool, (relay, statements), (other_relay, other_statements), third_relay) = runtime.block_on(async {
                 let pool = PgPoolOptions::new().max_connections(2).connect_lazy(&url).expect("it was connected to");

@@ -15,8 +15,9 @@ use proptest_state_machine::{ReferenceStateMachine, StateMachineTest};
 use uuid::Uuid;
 
 use super::ground::Ground;
-use super::model::{Step, TurnEnd, World};
+use super::model::{Step, TurnEnd};
 use super::settlements;
+use super::state::World;
 use super::steps::Model;
 use super::tending::DESTINATION;
 

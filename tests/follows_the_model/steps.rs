@@ -7,7 +7,8 @@ use proptest::sample::{select, subsequence};
 use proptest::strategy::Union;
 use proptest_state_machine::ReferenceStateMachine;
 
-use super::model::{JOBS, Job, OutboxRow, Step, TurnEnd, WORKERS, World};
+use super::model::{Step, TurnEnd};
+use super::state::{JOBS, Job, OutboxRow, WORKERS, World};
 
 /// Messages in the broker; more copies than that show nothing new.
 const MESSAGES: usize = 12;

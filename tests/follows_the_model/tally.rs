@@ -3,8 +3,8 @@
 use outbox::destination::breaker::State;
 use outbox::job::states::Status;
 
-use super::model::{Step, TurnEnd, World};
-use super::waiting::Waits;
+use super::model::{Step, TurnEnd};
+use super::state::{Waits, World};
 
 /// Counts over all cases of a run.
 #[derive(Clone, Copy, Debug, Default)]

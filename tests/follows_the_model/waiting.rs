@@ -5,29 +5,7 @@ use std::collections::BTreeSet;
 use outbox::destination::breaker::{Finding, State};
 use outbox::job::states::{Status, Verdict};
 
-use super::model::{Job, OutboxRow, World};
-
-/// What a row of the outbox waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Waits {
-    /// An earlier one of its key.
-    Turn,
-    /// Its destination.
-    Destination,
-}
-
-/// How the destination is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sickness {
-    pub state: State,
-    pub openings: i32,
-}
-
-impl Default for Sickness {
-    fn default() -> Self {
-        Self { state: State::Closed, openings: 0 }
-    }
-}
+use super::state::{Job, OutboxRow, Sickness, Waits, World};
 
 impl Sickness {
     pub fn is_closed(self) -> bool {

@@ -111,13 +111,12 @@ impl Client {
 
     /// Posts a webhook that must be accepted. `payload` is JSON text.
     pub async fn post(&self, payload: &str, client_url: &str) -> Accepted {
-        self.post_with(payload, client_url, "").await
+        self.post_body(body(payload, client_url, ""), payload).await
     }
 
-    /// The same with more fields, as in `,"max_attempts":3`.
-    pub async fn post_with(&self, payload: &str, client_url: &str, fields: &str) -> Accepted {
-        let response = self.try_post(body(payload, client_url, fields), Some(payload)).await;
-        let response = response.expect("the api answers");
+    /// The same with the whole body, in which the payload stands.
+    pub(crate) async fn post_body(&self, body: String, payload: &str) -> Accepted {
+        let response = self.try_post(body, Some(payload)).await.expect("the api answers");
         assert_eq!(response.status, 202, "{}", response.body);
         Accepted { job_id: response.job_id(), payload: Some(delivered(payload)) }
     }
@@ -201,7 +200,8 @@ pub async fn send(request: RequestBuilder) -> Result<Response, reqwest::Error> {
     Ok(Response { status, headers, body: response.text().await? })
 }
 
-/// The body of a `POST /webhooks`, with the payload's JSON text as it is.
+/// The body of a `POST /webhooks` where a test is about how it is written: the payload's JSON text as it is, and more fields
+/// as in `,"max_attempts":3`. For all others there is [`crate::Webhook`].
 #[must_use]
 pub fn body(payload: &str, client_url: &str, fields: &str) -> String {
     format!(r#"{{"payload":{payload},"client_url":{}{fields}}}"#, Value::from(client_url))

@@ -9,8 +9,8 @@ use outbox::service::database::{DatabaseConfig, Pool};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection, Decode, PgConnection, PgPool, Postgres, Type};
 
-use crate::Servers;
 use crate::processes::{self, Program};
+use crate::{Servers, name};
 
 /// A pool as the services have theirs, for what a test does in their place.
 #[must_use]
@@ -30,6 +30,9 @@ const OBSERVER: &str = include_str!("observer.sql");
 /// The user of each role, as a deployment makes them: `outhook_api_login` and so on.
 pub const ROLES: [&str; 5] = ["api", "relay", "worker", "reader", "enqueuer"];
 
+/// Bytes that Postgres keeps of a name; it cuts off the rest.
+const LONGEST_NAME: usize = 63;
+
 /// One test's database.
 pub struct Database {
     /// Where the tests find it, who own it and may do anything.
@@ -41,11 +44,17 @@ pub struct Database {
 }
 
 impl Database {
-    /// A migrated and empty database.
-    pub async fn create(servers: &Servers, test: &str) -> Self {
+    /// A migrated and empty database, called after the test that runs on this thread.
+    pub async fn create(servers: &Servers) -> Self {
+        Self::named(servers, &name::of_this_test()).await
+    }
+
+    /// The same with a name of its own.
+    pub async fn named(servers: &Servers, name: &str) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let template = servers.template.get_or_init(|| create_template(servers)).await;
-        let name = format!("t_{}_{test}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let mut name = format!("t_{}_{name}", COUNT.fetch_add(1, Ordering::Relaxed));
+        name.truncate(LONGEST_NAME);
         execute(&servers.database_url, &format!("CREATE DATABASE {name} TEMPLATE {template}")).await;
         let url = with_database(&servers.database_url, &name);
         let pool = PgPoolOptions::new().max_connections(8).connect(&url).await.expect("Postgres takes connections");

@@ -20,6 +20,7 @@ mod environment;
 pub mod forward_proxy;
 pub mod latency;
 pub mod management;
+mod name;
 pub mod nginx;
 pub mod plain_publisher;
 pub mod pooler;
@@ -33,6 +34,7 @@ pub mod standby;
 pub mod tcp_proxy;
 pub mod tls_broker;
 pub mod wait;
+mod webhook;
 
 pub use client::{Accepted, Client, Job};
 pub use processes::{Process, Program};
@@ -41,6 +43,7 @@ pub use servers::Servers;
 pub use stack::{Stack, StackBuilder};
 pub use tcp_proxy::{Mode, TcpProxy};
 pub use wait::{PATIENCE, look_for, wait_for, wait_until};
+pub use webhook::Webhook;
 
 /// Says something that is seen also when the test passes: standard output is kept from those who watch.
 pub fn report(line: &str) {

@@ -9,8 +9,8 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::client::{body, send};
-use crate::{Client, PATIENCE};
+use crate::client::send;
+use crate::{Client, PATIENCE, Webhook};
 
 /// Wait before a request that got no answer is sent again.
 const REPEAT_AFTER: Duration = Duration::from_millis(20);
@@ -37,24 +37,18 @@ impl Burst {
     /// Starts to post `count` webhooks over `connections` at once.
     #[must_use]
     pub fn start(client: &Client, client_url: &str, count: usize, connections: usize) -> Self {
-        Self::start_with(client, client_url, count, connections, "")
+        Self::start_like(client, &Webhook::to(client_url), count, connections)
     }
 
-    /// The same with more fields: JSON text that begins with a comma.
+    /// The same with webhooks like this one, each with a payload of its own.
     #[must_use]
-    pub fn start_with(
-        client: &Client,
-        client_url: &str,
-        count: usize,
-        connections: usize,
-        fields: &'static str,
-    ) -> Self {
+    pub fn start_like(client: &Client, webhook: &Webhook, count: usize, connections: usize) -> Self {
         let (answered, watched) = watch::channel(0);
         let next = Arc::new(AtomicUsize::new(0));
         let mut senders = JoinSet::new();
         for _ in 0..connections {
             let next = Arc::clone(&next);
-            let (client, url, answered) = (client.clone(), client_url.to_owned(), answered.clone());
+            let (client, webhook, answered) = (client.clone(), webhook.clone(), answered.clone());
             senders.spawn(async move {
                 let mut outcome = Outcome::default();
                 loop {
@@ -62,7 +56,7 @@ impl Burst {
                     if number >= count {
                         return outcome;
                     }
-                    post(&client, &url, fields, number, &mut outcome).await;
+                    post(&client, webhook.clone(), number, &mut outcome).await;
                     answered.send_modify(|answered| *answered += 1);
                 }
             });
@@ -110,7 +104,7 @@ impl Flow {
                     if stop.run_until_cancelled(sleep_until(turn)).await.is_none() {
                         return outcome;
                     }
-                    post(&client, &urls[number % urls.len()], "", number, &mut outcome).await;
+                    post(&client, Webhook::to(&urls[number % urls.len()]), number, &mut outcome).await;
                 }
             });
         }
@@ -133,9 +127,9 @@ async fn sum(senders: JoinSet<Outcome>) -> Outcome {
     })
 }
 
-async fn post(client: &Client, url: &str, fields: &str, number: usize, outcome: &mut Outcome) {
+async fn post(client: &Client, webhook: Webhook, number: usize, outcome: &mut Outcome) {
     let payload = format!("{{\"number\": {number}}}");
-    let body = body(&payload, url, fields);
+    let body = webhook.payload(&payload).body();
     loop {
         let request = client.request(body.clone()).header("Idempotency-Key", format!("burst-{number}"));
         match send(request).await {

@@ -41,8 +41,8 @@ pub fn with_public_key(key: &str) -> String {
 
 /// A stack that can keep keys, whose receiver does not verify with the default one.
 #[must_use]
-pub fn stack(test: &'static str) -> StackBuilder {
-    Stack::builder(test).receiver_without_key().env("SECRETS_KEY", &random_key())
+pub fn stack() -> StackBuilder {
+    Stack::builder().receiver_without_key().env("SECRETS_KEY", &random_key())
 }
 
 impl Client {

@@ -33,7 +33,7 @@ async fn what_http2_lets_a_receiver_do() {
     let authority = Authority::new();
     let roots = NamedTempFile::new().expect("there is room for temporary files");
     std::fs::write(roots.path(), authority.pem()).expect("there is room for it");
-    let stack = Stack::builder("hostile_http2")
+    let stack = Stack::builder()
         .env("HTTP_CLIENT_TIMEOUT_SEC", &TIMEOUT.as_secs().to_string())
         .worker_env("EGRESS_CA_FILE", roots.path().to_str().expect("the path is text"))
         .start()

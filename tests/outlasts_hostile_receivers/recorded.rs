@@ -25,8 +25,8 @@ pub(super) struct Case {
     pub(super) expected: Expected,
 }
 
-pub(super) async fn stack(test: &'static str) -> Stack {
-    Stack::builder(test).env("HTTP_CLIENT_TIMEOUT_SEC", &TIMEOUT.as_secs().to_string()).start().await
+pub(super) async fn stack() -> Stack {
+    Stack::builder().env("HTTP_CLIENT_TIMEOUT_SEC", &TIMEOUT.as_secs().to_string()).start().await
 }
 
 /// Stores a webhook of one attempt for each case, waits for their ends and checks what is recorded.

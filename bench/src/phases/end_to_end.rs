@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::limits::{CONFIRMS, POSTS, SQL_LIFE};
 use crate::load::{Pace, Run};
+use crate::options::Part;
 use crate::phases::conservation::{self, Filled};
 use crate::phases::{Bench, CONNECTIONS, DELIVERY_TIMEOUT, statements};
 use crate::process_time::{peak_memory, proportional_memory};
@@ -15,6 +16,7 @@ use crate::usage::Usage;
 
 /// What is run, and under which name.
 pub(crate) struct Setup {
+    pub part: Part,
     pub title: &'static str,
     /// Beginning of the figures' keys.
     pub key: &'static str,
@@ -28,11 +30,13 @@ impl Setup {
     pub(crate) fn headline(bench: &Bench<'_>) -> Self {
         let (relays, workers) = bench.deliveries();
         let repetitions = bench.scale.repetitions;
-        Self { title: "End to end, while accepting", key: "end_to_end", relays, workers, repetitions }
+        let (part, title) = (Part::EndToEnd, "End to end, while accepting");
+        Self { part, title, key: "end_to_end", relays, workers, repetitions }
     }
 
     pub(crate) fn two() -> Self {
-        Self { title: "End to end with 2 relays and 2 workers", key: "two", relays: 2, workers: 2, repetitions: 1 }
+        let (part, title) = (Part::Two, "End to end with 2 relays and 2 workers");
+        Self { part, title, key: "two", relays: 2, workers: 2, repetitions: 1 }
     }
 }
 
@@ -71,7 +75,7 @@ async fn once(bench: &Bench<'_>, report: &mut Report, setup: &Setup) -> anyhow::
     add_memory(section, setup.key, bench.site.servers, &stack)?;
     let hot = hot_share(&mut stack, jobs).await?;
     section.add(&format!("{}.hot", setup.key), "updates of jobs that are HOT", Unit::Percent, hot);
-    if setup.key == "end_to_end" {
+    if setup.part == Part::EndToEnd {
         report.throughput = throughput(&run, &arrivals);
     }
     if bench.options.statements {
