@@ -58,7 +58,7 @@ impl OldKeys {
         self.look.saw(self.look.last().max(Some(last)), began.elapsed());
         let keys = forgotten.map_or(0, |forgotten| forgotten.keys);
         metrics::counter!("outhook_relay_keys_forgotten_total").increment(keys.into());
-        Ok(keys == PAGE.into())
+        Ok(keys == u32::from(PAGE))
     }
 
     fn just_expired(&self) -> SystemTime {
