@@ -212,7 +212,8 @@ async fn a_key_that_another_transaction_is_writing_is_waited_for() {
     let pool = service_pool(&database.url_of("api"), 1, &[]);
     for (ends_with, is_new) in [("ROLLBACK", true), ("COMMIT", false)] {
         let mut other = database.pool.acquire().await.expect("Postgres is there");
-        let enqueue = format!("BEGIN; SELECT outhook.enqueue('http://example.com', '{{}}', idempotency_key => '{ends_with}')");
+        let enqueue =
+            format!("BEGIN; SELECT outhook.enqueue('http://example.com', '{{}}', idempotency_key => '{ends_with}')");
         sqlx::raw_sql(AssertSqlSafe(enqueue)).execute(&mut *other).await.expect("it is enqueued");
         let jobs = [job(Some(ends_with), None)];
         let end = async {

@@ -6,7 +6,7 @@ use harness::client::{Response, body, send};
 use harness::database::Database;
 use harness::latency::{median, one_at_a_time};
 use harness::signing::{github_signature, standard_headers};
-use harness::{PATIENCE, Program, Servers, Stack, report, wait_until};
+use harness::{PATIENCE, Servers, Stack, report, wait_until};
 use outbox::job::keys::{Forgotten, forget_keys};
 use sqlx::PgConnection;
 use tokio::time::Instant;
@@ -123,7 +123,7 @@ async fn a_hundred_thousand_old_keys_delay_nobody() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_that_somebody_holds_are_stepped_over_and_found_again() {
     const HELD: i32 = 3_000;
-    let mut stack = Stack::builder("held_keys_are_stepped_over").relays(0).start().await;
+    let mut stack = Stack::builder("held_keys_are_stepped_over").relays(0).workers(0).start().await;
     let mut connection = stack.pool().acquire().await.expect("Postgres is there").detach();
     make_old(&mut connection, HELD, 400).await;
     // The oldest ones, more than a relay goes through at once.
@@ -132,8 +132,9 @@ async fn keys_that_somebody_holds_are_stepped_over_and_found_again() {
     let free = "INSERT INTO idempotency_keys (created_at, job_id, is_signed, body_hash, key)
         SELECT created_at + interval '1 day', job_id, true, body_hash, key FROM idempotency_keys";
     sqlx::query(free).execute(&mut connection).await.expect("the owner may do it");
-    stack.spawn(Program::Relay).await;
-    wait_until("the free keys to be forgotten", PATIENCE, async || stack.count(KEYS).await == HELD.into()).await;
+    stack.start_relay().await;
+    stack.start_worker().await;
+    wait_until("the free keys to be forgotten", PATIENCE, async || stack.count(KEYS).await == i64::from(HELD)).await;
     stack.post("{}", "").await;
     stack.wait_until_drained(PATIENCE).await;
     holder.rollback().await.expect("it ends");

@@ -70,7 +70,8 @@ const END_SESSIONS: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activi
 async fn it_says_why_no_webhook_can_be_accepted() {
     let stack = api("why_no_webhook_can_be_accepted").await;
     let post = async || {
-        let request = stack.client.request(body("{}", TARGET, "")).header("Idempotency-Key", Uuid::new_v4().to_string());
+        let request =
+            stack.client.request(body("{}", TARGET, "")).header("Idempotency-Key", Uuid::new_v4().to_string());
         send(request).await.expect("the api answers").status
     };
     for (obstacle, mend, why) in OBSTACLES {

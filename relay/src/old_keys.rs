@@ -54,8 +54,8 @@ impl OldKeys {
         let forgotten = forget_keys(client, self.days, since, PAGE, STATEMENT_TIME).await?;
         // Too much that is gone already lies before what is left: that is found by another look from the beginning.
         let last = forgotten.map_or_else(|| self.just_expired(), |forgotten| forgotten.last);
-        // Never back, as after a look from the beginning that found some that somebody had held.
-        self.look.saw(self.look.last().max(Some(last)), began.elapsed());
+        // Also back: others may follow those that a look from the beginning has found.
+        self.look.saw(Some(last), began.elapsed());
         let keys = forgotten.map_or(0, |forgotten| forgotten.keys);
         metrics::counter!("outhook_relay_keys_forgotten_total").increment(keys.into());
         Ok(keys == u32::from(PAGE))

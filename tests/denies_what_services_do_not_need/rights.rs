@@ -128,7 +128,11 @@ pub const SEQUENCES: &[(&str, Rights)] = &[
 /// Each function, by a call of it.
 pub const FUNCTIONS: &[(&str, &str, Rights)] = &[
     ("outhook.cancel", "outhook.cancel(gen_random_uuid())", ["E", "", "", "", ""]),
-    ("outhook.accept_jobs", "outhook.accept_jobs('{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', NULL, NULL, NULL, NULL)", ["E", "", "", "", ""]),
+    (
+        "outhook.accept_jobs",
+        "outhook.accept_jobs('{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', NULL, NULL, NULL, NULL)",
+        ["E", "", "", "", ""],
+    ),
     ("outhook.take_keys", "outhook.take_keys('{}', '{}', '{}', '{}')", ["", "", "", "", ""]),
     ("outhook.forget_keys", "outhook.forget_keys(30, NULL, 1)", ["", "E", "", "", ""]),
     ("outhook.enqueue", "outhook.enqueue('http://example.com/', '{}')", ["", "", "", "", "E"]),

@@ -77,7 +77,9 @@ fn seal(config: &Config, job_id: Uuid, key: &SigningKey) -> Result<Vec<u8>, ApiE
 
 fn receipt(accepted: &Accepted) -> Result<(StatusCode, Json<Receipt>), ApiError> {
     let (code, job_id, status, message) = match *accepted {
-        Accepted::New(id) => (StatusCode::ACCEPTED, id, Some(Status::Pending), "job accepted and queued for processing"),
+        Accepted::New(id) => {
+            (StatusCode::ACCEPTED, id, Some(Status::Pending), "job accepted and queued for processing")
+        }
         Accepted::Known(id, status) => {
             (StatusCode::OK, id, status, "job was accepted before with this idempotency key")
         }
