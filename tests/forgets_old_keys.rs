@@ -37,18 +37,14 @@ async fn make_old(connection: &mut PgConnection, count: i32, days: i32) {
 /// Posts a webhook with such a key, or signed with such an id.
 async fn post(stack: &Stack, key: Option<&str>, signed_id: Option<&str>) -> Response {
     let text = body("{}", &stack.receiver_url(""), "");
-    let request = match signed_id {
-        Some(id) => {
-            let now = outbox::service::clock::now().unix_timestamp().to_string();
-            let headers = standard_headers(SECRET, id, &now, &text);
-            let request = stack.client.unsigned_request().body(text);
-            headers.iter().fold(request, |request, (name, value)| request.header(*name, value))
-        }
-        None => {
-            let signature = github_signature(SECRET, text.as_bytes());
-            stack.client.unsigned_request().body(text).header("X-Signature", signature)
-        }
+    let headers = if let Some(id) = signed_id {
+        let now = outbox::service::clock::now().unix_timestamp().to_string();
+        standard_headers(SECRET, id, &now, &text).to_vec()
+    } else {
+        vec![("X-Signature", github_signature(SECRET, text.as_bytes()))]
     };
+    let request = stack.client.unsigned_request().body(text);
+    let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, value));
     let request = key.into_iter().fold(request, |request, key| request.header("Idempotency-Key", key));
     send(request).await.expect("the api answers")
 }
@@ -108,7 +104,7 @@ async fn a_hundred_thousand_old_keys_delay_nobody() {
     for statement in ["BEGIN ISOLATION LEVEL REPEATABLE READ", KEYS] {
         sqlx::query(statement).execute(&mut reader).await.expect("it is read");
     }
-    make_old(&mut *stack.pool().acquire().await.expect("Postgres is there"), OLD_KEYS, 31).await;
+    make_old(&mut stack.pool().acquire().await.expect("Postgres is there"), OLD_KEYS, 31).await;
     let began = Instant::now();
     let (taken, ()) = tokio::join!(one_at_a_time(&stack, 10, Duration::ZERO), async {
         wait_until("the keys to be forgotten", PATIENCE, async || stack.count(KEYS).await == 0).await;
@@ -146,7 +142,7 @@ async fn keys_that_somebody_holds_are_stepped_over_and_found_again() {
 #[tokio::test]
 async fn pages_follow_each_other() {
     let database = Database::create(Servers::shared().await, "pages_of_old_keys").await;
-    make_old(&mut *database.pool.acquire().await.expect("Postgres is there"), 25, 3).await;
+    make_old(&mut database.pool.acquire().await.expect("Postgres is there"), 25, 3).await;
     let (mut client, connection) = tokio_postgres::connect(&database.url_of("relay"), NoTls).await.expect("it logs in");
     tokio::spawn(connection);
     let mut since = None;

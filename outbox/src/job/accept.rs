@@ -107,7 +107,7 @@ async fn insert(
         &column(jobs, |job| job.sealed_key.as_deref()) as _,
         &text(|job| job.idempotency.as_ref().map(|idempotency| idempotency.key.as_str())) as _,
         keys.map(|keys| &keys.job_ids[..]) as _,
-        keys.map(|keys| &keys.keys[..]) as _,
+        keys.map(|keys| &keys.texts[..]) as _,
         keys.map(|keys| &keys.are_signed[..]) as _,
         keys.map(|keys| &keys.body_hashes[..]) as _,
     )
@@ -132,7 +132,7 @@ fn column<'a, T>(jobs: &'a [NewJob], value: impl Fn(&'a NewJob) -> Option<T>) ->
 #[derive(Default)]
 struct Keys<'a> {
     job_ids: Vec<Uuid>,
-    keys: Vec<&'a str>,
+    texts: Vec<&'a str>,
     are_signed: Vec<bool>,
     body_hashes: Vec<&'a [u8]>,
 }
@@ -148,12 +148,12 @@ impl<'a> Keys<'a> {
                 keys.push(job.id, signed_id, true, &idempotency.body_hash);
             }
         }
-        (!keys.keys.is_empty()).then_some(keys)
+        (!keys.texts.is_empty()).then_some(keys)
     }
 
     fn push(&mut self, job_id: Uuid, key: &'a str, is_signed: bool, body_hash: &'a [u8]) {
         self.job_ids.push(job_id);
-        self.keys.push(key);
+        self.texts.push(key);
         self.are_signed.push(is_signed);
         self.body_hashes.push(body_hash);
     }
