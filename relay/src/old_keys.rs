@@ -18,7 +18,7 @@ const ROUND_TIME: Duration = Duration::from_millis(100);
 const STATEMENT_TIME: Duration = Duration::from_millis(300);
 
 /// Between two looks, unless the last one has left some.
-const SPACING: Duration = Duration::from_secs(1);
+const SPACING: Duration = Duration::from_secs(5);
 
 pub(crate) struct OldKeys {
     days: u16,
