@@ -157,25 +157,27 @@ AS $$
 DECLARE
     -- Those that are still to get their keys; NULL means all.
     tried  uuid[];
+    taken  bigint;
     losers uuid[];
     looked record;
 BEGIN
     LOOP
-        WITH wanted AS MATERIALIZED (
-            SELECT * FROM unnest(job_ids, keys, are_signed, body_hashes) WITH ORDINALITY
-                AS wanted (job_id, key, is_signed, body_hash, place)
-            WHERE tried IS NULL OR job_id = ANY (tried)
-        ), taken AS (
-            INSERT INTO idempotency_keys (job_id, is_signed, body_hash, key)
-            SELECT job_id, is_signed, body_hash, key FROM wanted
-            -- Two batches with the same keys wait for each other in the same order. Of two jobs of a batch, the first one wins.
-            ORDER BY is_signed, key, place
-            -- A key that another transaction is writing is waited for.
-            ON CONFLICT DO NOTHING
-            RETURNING job_id
-        )
-        SELECT array_agg(DISTINCT job_id) INTO losers
-        FROM (SELECT job_id FROM wanted EXCEPT ALL SELECT job_id FROM taken) AS without;
+        INSERT INTO idempotency_keys (job_id, is_signed, body_hash, key)
+        SELECT job_id, is_signed, body_hash, key
+        FROM unnest(job_ids, keys, are_signed, body_hashes) WITH ORDINALITY AS wanted (job_id, key, is_signed, body_hash, place)
+        WHERE tried IS NULL OR job_id = ANY (tried)
+        -- Two batches with the same keys wait for each other in the same order. Of two jobs of a batch, the first one wins.
+        ORDER BY is_signed, key, place
+        -- A key that another transaction is writing is waited for.
+        ON CONFLICT DO NOTHING;
+        GET DIAGNOSTICS taken = ROW_COUNT;
+        EXIT WHEN tried IS NULL AND taken = cardinality(keys);
+
+        SELECT array_agg(DISTINCT wanted.job_id) INTO losers
+        FROM unnest(job_ids, keys, are_signed) AS wanted (job_id, key, is_signed)
+        LEFT JOIN idempotency_keys AS mine
+            ON mine.key = wanted.key AND mine.is_signed = wanted.is_signed AND mine.job_id = wanted.job_id AND mine.key = ANY (keys)
+        WHERE mine.key IS NULL AND (tried IS NULL OR wanted.job_id = ANY (tried));
         EXIT WHEN losers IS NULL;
 
         -- All of a job's keys or none.
@@ -233,12 +235,14 @@ SET search_path = public, pg_temp
 AS $$
 #variable_conflict use_column
 DECLARE
+    known     record;
     refused   uuid[];
     known_ids uuid[];
 BEGIN
     IF keys IS NOT NULL THEN
-        SELECT taken.refused, taken.known_ids INTO refused, known_ids
-        FROM outhook.take_keys(keyed_ids, keys, are_signed, body_hashes) AS taken;
+        known := outhook.take_keys(keyed_ids, keys, are_signed, body_hashes);
+        refused := known.refused;
+        known_ids := known.known_ids;
     END IF;
 
     WITH given AS MATERIALIZED (
