@@ -31,8 +31,8 @@ BEGIN
 END;
 $$;
 
-REVOKE ALL ON installation, webhook_jobs, outbox, webhook_attempts, destinations, destination_keys, url_pauses, outbox_checks,
-              ordering_checks, schema_version, refinery_schema_history
+REVOKE ALL ON installation, webhook_jobs, idempotency_keys, outbox, webhook_attempts, destinations, destination_keys, url_pauses,
+              outbox_checks, ordering_checks, schema_version, refinery_schema_history
     FROM PUBLIC, outhook_api, outhook_relay, outhook_worker, outhook_reader, outhook_enqueuer;
 REVOKE ALL ON SEQUENCE outbox_id_seq
     FROM PUBLIC, outhook_api, outhook_relay, outhook_worker, outhook_reader, outhook_enqueuer;
@@ -50,25 +50,18 @@ GRANT USAGE ON SCHEMA outhook TO outhook_api, outhook_relay, outhook_worker, out
 -- The version, which each program compares with its own.
 GRANT SELECT (version) ON schema_version TO outhook_api, outhook_relay, outhook_worker, outhook_reader;
 
--- api: writes both rows of a new job, finds the job of an idempotency key, and shows jobs. It withdraws one
--- through outhook.cancel only, and never reads what a job carries. It keeps the keys of destinations.
-GRANT INSERT (id, outbox_id, deliver_at, max_attempts, timeout_ms, client_url, headers, idempotency_key, body_hash,
-              ordering_key, payload, sealed_key, signed_id),
-      SELECT (id, outbox_id, deliver_at, status, idempotency_key, body_hash, ordering_key, signed_id)
-    ON webhook_jobs TO outhook_api;
-GRANT INSERT (id, due_at, job_id, attempt, destination, traceparent, ordering_key, waits_for, payload_bytes), SELECT
-    ON outbox TO outhook_api;
+-- api: accepts jobs and withdraws them by functions, and shows them. It never reads what a job carries. It keeps the keys of
+-- destinations.
+GRANT SELECT ON outbox, webhook_attempts, outhook.job_details TO outhook_api;
 GRANT INSERT (id, destination, scheme, sealed), SELECT, UPDATE (expires_at), DELETE ON destination_keys TO outhook_api;
-GRANT USAGE ON SEQUENCE outbox_id_seq TO outhook_api;
-GRANT SELECT ON webhook_attempts, outhook.job_details TO outhook_api;
-GRANT EXECUTE ON FUNCTION outhook.cancel, outhook.wake TO outhook_api;
+GRANT EXECUTE ON FUNCTION outhook.accept_jobs, outhook.cancel, outhook.wake TO outhook_api;
 
 -- Which installation it is: RabbitMQ's messages name it.
 GRANT SELECT (id) ON installation TO outhook_relay, outhook_worker, outhook_reader;
 
 -- relay: moves outbox rows forward, holds and releases them, and deletes those of finished jobs. Of a job it sees nothing but
--- whether it is under way; a message carries ids only. Turns are given, and rows made due again, by functions that look
--- into what it may not see.
+-- whether it is under way; a message carries ids only. Turns are given, rows made due again, and old keys forgotten, by functions
+-- that look into what it may not see.
 GRANT SELECT (id, due_at, published_at, job_id, message_id, attempt, destination, traceparent, waits_for, released,
               ordering_key, turn, payload_bytes),
       UPDATE (due_at, published_at, waits_for, released),
@@ -84,7 +77,7 @@ GRANT SELECT (id) ON ordering_checks, outbox_checks TO outhook_relay;
 GRANT SELECT (outbox_id) ON outbox_checks TO outhook_relay;
 GRANT INSERT (outbox_id, attempt) ON outbox_checks TO outhook_relay;
 GRANT INSERT (destination, ordering_key) ON ordering_checks TO outhook_relay;
-GRANT EXECUTE ON FUNCTION outhook.give_turns, outhook.make_due_again TO outhook_relay;
+GRANT EXECUTE ON FUNCTION outhook.give_turns, outhook.make_due_again, outhook.forget_keys TO outhook_relay;
 
 -- worker: claims and settles, which is to change how far a job is, never what it is. It records attempts, which
 -- it cannot read, change or delete. It says how destinations fare, but not how much their owners allow.
@@ -109,8 +102,9 @@ GRANT EXECUTE ON FUNCTION outhook.wake, outhook.url_without_query TO outhook_wor
 
 -- reader: people and `outhook check`. All but what jobs carry, and no writes.
 GRANT SELECT (id, created_at, updated_at, deliver_at, lease_until, outbox_id, attempt, retry_count, max_attempts, timeout_ms,
-              status, claimed_by, error, client_url, idempotency_key, ordering_key, signed_id)
+              status, claimed_by, error, client_url, idempotency_key, ordering_key)
     ON webhook_jobs TO outhook_reader;
+GRANT SELECT (created_at, job_id, is_signed, key) ON idempotency_keys TO outhook_reader;
 GRANT SELECT ON outbox, webhook_attempts, destinations, url_pauses, outbox_checks, ordering_checks TO outhook_reader;
 GRANT SELECT ON outhook.jobs, outhook.job_details, outhook.timeline, outhook.outbox_lag, outhook.conservation,
                 outhook.sick_destinations, outhook.signing_keys
@@ -127,7 +121,7 @@ EXCEPTION WHEN insufficient_privilege THEN
 END;
 $$;
 
--- enqueuer: an application that accepts webhooks in its own transactions. The function writes both rows with the
+-- enqueuer: an application that accepts webhooks in its own transactions. The function writes all rows with the
 -- owner's rights; the tables are out of its reach.
 GRANT EXECUTE ON FUNCTION outhook.enqueue(text, text, jsonb, timestamptz, integer, text, text, integer),
                           outhook.enqueue(text, json, jsonb, timestamptz, integer, text, text, integer),

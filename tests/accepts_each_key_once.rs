@@ -1,12 +1,15 @@
 //! One job an idempotency key, however often and however concurrently it comes.
 
+use std::slice;
+
 use futures_util::future::join_all;
 use harness::client::{Response, body, send};
 use harness::database::{Database, service_pool};
 use harness::signing::standard_headers;
-use harness::{PATIENCE, Servers, Stack};
+use harness::{PATIENCE, Servers, Stack, wait_until};
 use outbox::job::accept::{Accepted, Idempotency, NewJob, accept};
 use outbox::job::states::Status;
+use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
 const SECRET: &str = "a secret of 24 bytes or so";
@@ -155,10 +158,79 @@ async fn one_batch_may_hold_every_kind_of_key() {
         job(Some("b"), Some("u")),
     ];
     let answers = accept(&batch).await;
-    let found = |job: &NewJob| Accepted::Known(job.id, Status::Pending);
+    let found = |job: &NewJob| Accepted::Known(job.id, Some(Status::Pending));
     assert_eq!(answers[..3], [Accepted::New(batch[0].id), found(&known[0]), found(&known[0])]);
     assert_eq!(answers[3], Accepted::KeyConflict, "its key is of one job, its id of another");
     assert_eq!(answers[4..], [Accepted::New(batch[4].id), found(&batch[4]), found(&known[1])]);
+
+    // The first one takes the id from the second and then gives way itself, for its key is known.
+    let batch = [job(Some("b"), Some("v")), job(Some("f"), Some("v")), job(Some("f"), Some("w"))];
+    assert_eq!(accept(&batch).await, [found(&known[1]), Accepted::New(batch[1].id), found(&batch[1])]);
+    // What made no job holds no key.
+    let rest = job(Some("w"), Some("w"));
+    assert_eq!(accept(slice::from_ref(&rest)).await, [Accepted::New(rest.id)]);
+    let held = "SELECT key || CASE WHEN is_signed THEN ' signed' ELSE '' END FROM idempotency_keys ORDER BY 1";
+    let held: Vec<String> = sqlx::query_scalar(held).fetch_all(&database.pool).await.expect("keys");
+    assert_eq!(held, ["a", "b", "d", "f", "s signed", "t signed", "v signed", "w", "w signed"]);
+
+    let gone = "DELETE FROM webhook_jobs WHERE idempotency_key = 'a'";
+    sqlx::query(gone).execute(&database.pool).await.expect("the owner may do it");
+    assert_eq!(accept(&[job(Some("a"), None)]).await, [Accepted::Known(known[0].id, None)], "its job was deleted");
+    database.drop().await;
+}
+
+/// Each waits for the other's keys, in one order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn batches_with_the_same_keys_in_another_order_do_not_deadlock() {
+    const ROUNDS: usize = 25;
+    let database = Database::create(Servers::shared().await).await;
+    let pool = service_pool(&database.url_of("api"), 8, &[]);
+    let keys: Vec<String> = (0..40).map(|number| format!("key-{number}")).collect();
+    let run = async |number: usize| {
+        for round in 0..ROUNDS {
+            let of = |place: usize| {
+                let key = format!("{round} {}", keys[(place * 7 + number * 5) % keys.len()]);
+                job(Some(&key), Some(&format!("{:?}", key.chars().rev())))
+            };
+            let jobs: Vec<NewJob> = (0..keys.len()).map(of).collect();
+            accept(&pool, &jobs).await.expect("no batch is in another's way");
+        }
+    };
+    join_all((0..8).map(run)).await;
+    let made = "SELECT ARRAY[count(*), count(DISTINCT idempotency_key)] FROM webhook_jobs";
+    let made: Vec<i64> = sqlx::query_scalar(made).fetch_one(&database.pool).await.expect("a count");
+    let each_once = i64::try_from(ROUNDS * keys.len()).expect("it is small");
+    assert_eq!(made, [each_once, each_once], "a key made two jobs, or none");
+    drop(pool);
+    database.drop().await;
+}
+
+/// A transaction that ends without its commit leaves its keys to those who wait for them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_another_transaction_is_writing_is_waited_for() {
+    let database = Database::create(Servers::shared().await).await;
+    let pool = service_pool(&database.url_of("api"), 1, &[]);
+    for (ends_with, is_new) in [("ROLLBACK", true), ("COMMIT", false)] {
+        let mut other = database.pool.acquire().await.expect("Postgres is there");
+        let enqueue =
+            format!("BEGIN; SELECT outhook.enqueue('http://example.com', '{{}}', idempotency_key => '{ends_with}')");
+        sqlx::raw_sql(AssertSqlSafe(enqueue)).execute(&mut *other).await.expect("it is enqueued");
+        let jobs = [job(Some(ends_with), None)];
+        let end = async {
+            let waiting = "SELECT count(*) FROM pg_stat_activity
+                WHERE datname = current_database() AND wait_event_type = 'Lock' AND starts_with(query, '-- accept_jobs')";
+            wait_until("the batch to wait", PATIENCE, async || {
+                sqlx::query_scalar::<_, i64>(waiting).fetch_one(&database.pool).await.expect("a count") == 1
+            })
+            .await;
+            sqlx::raw_sql(ends_with).execute(&mut *other).await.expect("it ends");
+        };
+        let (answers, ()) = tokio::join!(accept(&pool, &jobs), end);
+        // The other one's request is not this one.
+        let expected = if is_new { Accepted::New(jobs[0].id) } else { Accepted::KeyConflict };
+        assert_eq!(answers.expect("it waits for less than a second"), [expected], "{ends_with}");
+    }
+    drop(pool);
     database.drop().await;
 }
 
@@ -171,14 +243,14 @@ async fn a_batch_whose_known_keys_cannot_be_looked_up_is_not_stored() {
     let owner = async |statement: &'static str| {
         sqlx::query(statement).execute(&database.pool).await.expect("the owner may do it");
     };
-    owner("REVOKE SELECT (body_hash) ON webhook_jobs FROM outhook_api").await;
+    owner("ALTER TABLE webhook_jobs RENAME COLUMN status TO renamed").await;
     let batch = [job(None, None), job(Some("new"), None), job(Some("known"), None)];
     accept(&pool, &batch).await.expect_err("the key cannot be looked up");
     let stored = "SELECT count(*) FROM webhook_jobs";
     let stored: i64 = sqlx::query_scalar(stored).fetch_one(&database.pool).await.expect("a count");
     assert_eq!(stored, 1, "something of the batch was stored");
 
-    owner("GRANT SELECT (body_hash) ON webhook_jobs TO outhook_api").await;
+    owner("ALTER TABLE webhook_jobs RENAME COLUMN renamed TO status").await;
     let answers = accept(&pool, &batch).await.expect("it is accepted");
     assert_eq!(answers[..2], [Accepted::New(batch[0].id), Accepted::New(batch[1].id)]);
     assert!(matches!(answers[2], Accepted::Known(..)));

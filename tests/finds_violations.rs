@@ -49,9 +49,13 @@ const VANDALISM: &str = "
     DELETE FROM ordering_checks;
 
     -- I10.
-    DROP INDEX webhook_jobs_idempotency_key;
-    INSERT INTO webhook_jobs (id, outbox_id, client_url, payload, idempotency_key, body_hash)
-        SELECT gen_random_uuid(), 1, 'http://x', '', 'key', '' FROM generate_series(1, 2);
+    -- A key that is on another job too, one that its job does not carry, and one whose job is not there.
+    INSERT INTO webhook_jobs (id, outbox_id, client_url, payload, idempotency_key)
+        SELECT ('00000000-0000-0000-0000-00000000001' || n)::uuid, 1, 'http://x', '', 'key' FROM generate_series(1, 2) AS n;
+    INSERT INTO idempotency_keys (job_id, is_signed, body_hash, key)
+        VALUES ('00000000-0000-0000-0000-000000000011', false, '', 'key'),
+               ('00000000-0000-0000-0000-000000000011', false, '', 'another key'),
+               ('00000000-0000-0000-0000-000000000019', false, '', 'a key of none');
 
     -- I11: six attempts of five, and the second one before its time.
     INSERT INTO webhook_jobs (id, outbox_id, client_url, payload, status, attempt, retry_count)

@@ -8,7 +8,9 @@ use harness::database::Database;
 use outbox::broker::task::Task;
 use outbox::destination::hold::hold_published;
 use outbox::due::{DueRow, Statements, claim_chosen, claim_due, make_due_again, mark_published, next_due, scan_due};
+use outbox::job::accept::{Accepted, Idempotency, NewJob, accept};
 use outbox::job::claim::{Lease, claim, recover_claim};
+use outbox::job::keys::forget_keys;
 use outbox::job::settle::{Settlement, settle_free};
 use outbox::job::states::{Outcome, Status};
 use outbox::job::unclaimed::{check_again, look_up, postpone};
@@ -27,6 +29,9 @@ const FEW: usize = 20;
 
 const BACKLOG: i32 = 5_000;
 
+/// Those that grow.
+const TABLES: [&str; 3] = ["outbox", "webhook_jobs", "idempotency_keys"];
+
 const MINUTE: Duration = Duration::from_mins(1);
 
 #[derive(Parser)]
@@ -38,14 +43,7 @@ struct Service {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn plans_made_for_empty_tables_read_no_full_ones() {
     let database = Database::create(Servers::shared().await).await;
-    // As small as can be, and taken to be so: whatever Postgres learned later would make it plan anew.
-    for table in ["outbox", "webhook_jobs"] {
-        let prepare =
-            [format!("ALTER TABLE {table} SET (autovacuum_enabled = false)"), format!("VACUUM ANALYZE {table}")];
-        for statement in prepare {
-            sqlx::query(sqlx::AssertSqlSafe(statement)).execute(&database.pool).await.expect("the owner may do it");
-        }
-    }
+    know_tables_as_empty(&database).await;
     let service = Service::parse_from(["service", "--database-url", &database.url]);
     let mut relay = service.database.connect_service("relay").await.expect("Postgres is there");
     let statements = Statements::prepare(&relay).await.expect("the schema is this build's");
@@ -72,7 +70,80 @@ async fn plans_made_for_empty_tables_read_no_full_ones() {
     database.drop().await;
 }
 
-/// What the sessions read of the two tables.
+/// As small as can be, and taken to be so: whatever Postgres learned later would make it plan anew.
+async fn know_tables_as_empty(database: &Database) {
+    for table in TABLES {
+        let prepare =
+            [format!("ALTER TABLE {table} SET (autovacuum_enabled = false)"), format!("VACUUM ANALYZE {table}")];
+        for statement in prepare {
+            sqlx::query(sqlx::AssertSqlSafe(statement)).execute(&database.pool).await.expect("the owner may do it");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn plans_made_for_no_keys_find_each_of_many() {
+    let database = Database::create(Servers::shared().await).await;
+    know_tables_as_empty(&database).await;
+    let service = Service::parse_from(["service", "--database-url", &database.url]);
+    let mut relay = service.database.connect_service("relay").await.expect("Postgres is there");
+    let api = service.database.pool_with("api", 1, MINUTE, &[]);
+    for number in 0..USES {
+        // The second one finds the first one, by all there is to look a key up.
+        let key = format!("first {number}");
+        let answers = accept(&api, &[keyed(&key), keyed(&key)]).await.expect("they are accepted");
+        assert!(matches!(answers[..], [Accepted::New(_), Accepted::Known(..)]), "{answers:?}");
+        assert_eq!(forget(&mut relay).await, 0);
+    }
+
+    for fill in [
+        "SELECT outhook.enqueue('http://127.0.0.1/', '{}', idempotency_key => 'key ' || n) FROM generate_series(1, $1) AS n",
+        "INSERT INTO idempotency_keys (created_at, job_id, is_signed, body_hash, key)
+         SELECT now() - interval '3 days' + n * interval '1 second', gen_random_uuid(), true, '', 'key ' || n
+         FROM generate_series(1, $1) AS n",
+    ] {
+        sqlx::query(fill).bind(BACKLOG).execute(&database.pool).await.expect("they are there");
+    }
+    let before = Reads::so_far(&relay, &api).await;
+    for number in 0..USES {
+        let jobs: Vec<NewJob> = (1..=BATCH).map(|place| keyed(&format!("key {}", number * BATCH + place))).collect();
+        let answers = accept(&api, &jobs).await.expect("they are looked up");
+        assert!(answers.iter().all(|answer| *answer == Accepted::KeyConflict), "{answers:?}");
+        assert_eq!(forget(&mut relay).await, BATCH);
+    }
+    let after = Reads::so_far(&relay, &api).await;
+    assert_eq!(after.without_index, before.without_index, "a table was read whole");
+    let rows = usize::try_from(after.rows - before.rows).expect("they are counted up");
+    assert!(rows < FEW * USES * BATCH, "an index was read whole: {rows} rows");
+    drop(api);
+    database.drop().await;
+}
+
+fn keyed(key: &str) -> NewJob {
+    NewJob {
+        id: Uuid::now_v7(),
+        client_url: "http://127.0.0.1/".to_owned(),
+        destination: "http://127.0.0.1".to_owned().into(),
+        payload: "{}".to_owned(),
+        headers: serde_json::Map::new(),
+        deliver_at: None,
+        max_attempts: None,
+        timeout_ms: None,
+        ordering_key: None,
+        sealed_key: None,
+        idempotency: Some(Idempotency { key: key.to_owned(), signed_id: None, body_hash: [0; 32] }),
+        traceparent: None,
+    }
+}
+
+/// Forgets some keys of a day ago. Returns how many.
+async fn forget(relay: &mut Client) -> usize {
+    let page = BATCH.try_into().expect("it is small");
+    let forgotten = forget_keys(relay, 1, None, page, MINUTE).await.expect("it is answered");
+    forgotten.expect("it takes less than that").keys.try_into().expect("it is small")
+}
+
+/// What the sessions read of the tables.
 struct Reads {
     without_index: i64,
     rows: i64,
@@ -85,8 +156,8 @@ impl Reads {
         flushed.await.expect("Postgres 15 or later");
         relay.batch_execute(flush).await.expect("Postgres 15 or later");
         let reads = "SELECT sum(seq_scan)::bigint, sum(idx_tup_fetch)::bigint FROM pg_stat_user_tables
-            WHERE relname IN ('outbox', 'webhook_jobs')";
-        let row = relay.query_one(reads, &[]).await.expect("it is counted");
+            WHERE relname = ANY($1)";
+        let row = relay.query_one(reads, &[&TABLES.as_slice()]).await.expect("it is counted");
         Self { without_index: row.get(0), rows: row.get(1) }
     }
 }

@@ -23,6 +23,7 @@ mod finds_what_the_broker_lost;
 mod follows_the_model;
 mod follows_the_primary;
 mod follows_the_retry_policy;
+mod forgets_old_keys;
 mod frees_locks_of_lost_workers;
 mod goes_through_poolers;
 mod goes_where_the_url_says;

@@ -5,6 +5,7 @@ use futures_util::future::{join, join_all};
 use harness::client::{Response, send};
 use harness::{PATIENCE, Stack, Webhook, wait_until};
 use sqlx::AssertSqlSafe;
+use uuid::Uuid;
 
 const TARGET: &str = "http://127.0.0.1:9/hook";
 
@@ -21,7 +22,7 @@ async fn run(stack: &Stack, statements: &str) {
 }
 
 /// What is wrong, how it is mended, and what `/ready` says meanwhile.
-const OBSTACLES: [(&str, &str, &str); 6] = [
+const OBSTACLES: [(&str, &str, &str); 7] = [
     (
         "DO $$ BEGIN EXECUTE format('ALTER ROLE outhook_api_login IN DATABASE %I SET default_transaction_read_only = on',
                                     current_database()); END $$",
@@ -29,20 +30,29 @@ const OBSTACLES: [(&str, &str, &str); 6] = [
                                     current_database()); END $$",
         "read-only",
     ),
-    ("REVOKE INSERT ON outbox FROM outhook_api", "GRANT INSERT ON outbox TO outhook_api", "lacks a right"),
     (
-        "REVOKE USAGE ON SEQUENCE outbox_id_seq FROM outhook_api",
-        "GRANT USAGE ON SEQUENCE outbox_id_seq TO outhook_api",
+        "REVOKE EXECUTE ON FUNCTION outhook.accept_jobs FROM outhook_api",
+        "GRANT EXECUTE ON FUNCTION outhook.accept_jobs TO outhook_api",
         "lacks a right",
     ),
     (
-        "REVOKE USAGE ON SCHEMA public FROM PUBLIC, outhook_api",
-        "GRANT USAGE ON SCHEMA public TO outhook_api",
-        "not in the schema public",
+        "REVOKE USAGE ON SCHEMA outhook FROM outhook_api",
+        "GRANT USAGE ON SCHEMA outhook TO outhook_api",
+        "lacks a right",
+    ),
+    (
+        "ALTER FUNCTION outhook.accept_jobs RENAME TO accept_no_jobs",
+        "ALTER FUNCTION outhook.accept_no_jobs RENAME TO accept_jobs",
+        "a function of Outhook's is not there",
     ),
     (
         "ALTER TABLE webhook_jobs SET SCHEMA outhook",
         "ALTER TABLE outhook.webhook_jobs SET SCHEMA public",
+        "not in the schema public",
+    ),
+    (
+        "ALTER TABLE idempotency_keys RENAME COLUMN body_hash TO other_hash",
+        "ALTER TABLE idempotency_keys RENAME COLUMN other_hash TO body_hash",
         "not in the schema public",
     ),
     (
@@ -59,7 +69,10 @@ const END_SESSIONS: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activi
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_says_why_no_webhook_can_be_accepted() {
     let stack = api().await;
-    let post = async || send(stack.client.request(Webhook::to(TARGET))).await.expect("the api answers").status;
+    let post = async || {
+        let request = stack.client.request(Webhook::to(TARGET)).header("Idempotency-Key", Uuid::new_v4().to_string());
+        send(request).await.expect("the api answers").status
+    };
     for (obstacle, mend, why) in OBSTACLES {
         run(&stack, obstacle).await;
         run(&stack, END_SESSIONS).await;

@@ -54,9 +54,17 @@ GROUP BY job.id
 HAVING count(*) FILTER (WHERE record.outcome = 'success') <> (job.status = 'success')::integer
     OR max(record.attempt) FILTER (WHERE record.outcome = 'success') <> job.attempt;
 
--- I10: one job has an idempotency key
-SELECT format('key %s is on %s jobs', idempotency_key, count(*))
-FROM webhook_jobs WHERE idempotency_key IS NOT NULL GROUP BY idempotency_key HAVING count(*) > 1;
+-- I10: the job that holds an idempotency key carries it
+SELECT format('key %s is held by job %s, whose own key is %s', held.key, held.job_id, coalesce(job.idempotency_key, 'none'))
+FROM idempotency_keys AS held JOIN webhook_jobs AS job ON job.id = held.job_id
+WHERE job.idempotency_key IS NULL OR (NOT held.is_signed AND job.idempotency_key <> held.key);
+
+-- I10: one job has an idempotency key for as long as that holds
+SELECT format('key %s is held by job %s since %s, and is also on job %s of %s', held.key, held.job_id, held.created_at, job.id, job.created_at)
+FROM idempotency_keys AS held JOIN webhook_jobs AS job ON job.idempotency_key = held.key AND job.id <> held.job_id
+WHERE NOT held.is_signed
+  -- A job that had the key before was accepted a day before at the least.
+  AND job.created_at > held.created_at - interval '1 hour';
 
 -- I11: no job was attempted more often than it may be
 SELECT format('job %s had %s attempts of %s', id, attempt, allowed)

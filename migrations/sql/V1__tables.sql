@@ -42,8 +42,6 @@ CREATE TABLE webhook_jobs (
     client_url      text        NOT NULL,
     headers         jsonb       NOT NULL DEFAULT '{}',
     idempotency_key text,
-    signed_id       text,
-    body_hash       bytea,
     ordering_key    text,
     sealed_key      bytea,
     payload         text        NOT NULL,
@@ -69,14 +67,8 @@ CREATE TABLE webhook_jobs (
         CHECK (octet_length(payload) <= 16777216),
     CONSTRAINT webhook_jobs_headers_are_an_object
         CHECK (jsonb_typeof(headers) = 'object'),
-    CONSTRAINT webhook_jobs_idempotency_key_has_hash
-        CHECK ((idempotency_key IS NULL) = (body_hash IS NULL)),
     CONSTRAINT webhook_jobs_idempotency_key_between_1_and_255_bytes
         CHECK (octet_length(idempotency_key) BETWEEN 1 AND 255),
-    CONSTRAINT webhook_jobs_signed_id_has_hash
-        CHECK (signed_id IS NULL OR body_hash IS NOT NULL),
-    CONSTRAINT webhook_jobs_signed_id_between_1_and_255_bytes
-        CHECK (octet_length(signed_id) BETWEEN 1 AND 255),
     CONSTRAINT webhook_jobs_ordering_key_between_1_and_255_bytes
         CHECK (octet_length(ordering_key) BETWEEN 1 AND 255),
     CONSTRAINT webhook_jobs_sealed_key_between_31_and_1024_bytes
@@ -94,11 +86,7 @@ CREATE TABLE webhook_jobs (
     autovacuum_analyze_scale_factor = 0.02,
     autovacuum_vacuum_cost_delay = 1
 );
-
--- The only indexes besides the primary key. Their columns never change, so updates stay HOT, and a job without has no entry;
--- an index on status would cost 17 us of processor time a job.
-CREATE UNIQUE INDEX webhook_jobs_idempotency_key ON webhook_jobs (idempotency_key) WHERE idempotency_key IS NOT NULL;
-CREATE UNIQUE INDEX webhook_jobs_signed_id ON webhook_jobs (signed_id) WHERE signed_id IS NOT NULL;
+-- No index besides the primary key: one on status would cost 17 us of processor time a job.
 
 COMMENT ON TABLE  webhook_jobs IS 'One row a webhook: what to deliver, where, and how far it is';
 COMMENT ON COLUMN webhook_jobs.id IS 'Job id, a UUID version 7: the primary key is also the order of acceptance. Sent as webhook-id, the same on every attempt';
@@ -116,12 +104,36 @@ COMMENT ON COLUMN webhook_jobs.claimed_by IS 'Name of the worker that holds the 
 COMMENT ON COLUMN webhook_jobs.error IS 'Error of the last attempt, empty when there is none';
 COMMENT ON COLUMN webhook_jobs.client_url IS 'Where the payload is posted to, as outhook.canonical_url has it';
 COMMENT ON COLUMN webhook_jobs.headers IS 'Extra request headers, an object of strings';
-COMMENT ON COLUMN webhook_jobs.idempotency_key IS 'The caller''s key, or else the signed id: one job a key';
-COMMENT ON COLUMN webhook_jobs.signed_id IS 'The webhook-id that the accepted request was signed with: one job an id, whatever idempotency key a replay comes with, since that is not signed. NULL without Standard Webhooks';
-COMMENT ON COLUMN webhook_jobs.body_hash IS 'SHA-256 of the accepted request, compared when its idempotency key comes again';
+COMMENT ON COLUMN webhook_jobs.idempotency_key IS 'The caller''s key, or else the signed id, for people: which job holds a key says idempotency_keys';
 COMMENT ON COLUMN webhook_jobs.ordering_key IS 'Jobs of one key and one destination are delivered one after the other in the order of outbox_id, a retry holding the next ones back; NULL means no order';
 COMMENT ON COLUMN webhook_jobs.sealed_key IS 'The job''s own signing key, instead of its destination''s, sealed with SECRETS_KEY for this job; NULL when it has none';
 COMMENT ON COLUMN webhook_jobs.payload IS 'Request body, delivered byte for byte';
+
+-- A table of its own: jobs without a key pay nothing, and what holds a key can be forgotten while its job stays.
+CREATE TABLE idempotency_keys (
+    -- Each row's own moment, not its transaction's: whoever goes through old ones in parts knows where to go on.
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    job_id     uuid        NOT NULL,
+    is_signed  boolean     NOT NULL,
+    body_hash  bytea       NOT NULL,
+    key        text        NOT NULL,
+
+    CONSTRAINT idempotency_keys_pkey PRIMARY KEY (key, is_signed),
+    CONSTRAINT idempotency_keys_key_between_1_and_255_bytes CHECK (octet_length(key) BETWEEN 1 AND 255)
+) WITH (
+    -- As many are deleted as come, and none is updated.
+    autovacuum_vacuum_scale_factor = 0.02,
+    autovacuum_vacuum_insert_scale_factor = 0.05,
+    autovacuum_analyze_scale_factor = 0.02,
+    autovacuum_vacuum_cost_delay = 1
+);
+CREATE INDEX idempotency_keys_created_at ON idempotency_keys (created_at);
+COMMENT ON TABLE  idempotency_keys IS 'One row for each key that holds a job: a request with that key makes no other one. A relay deletes it after IDEMPOTENCY_DAYS';
+COMMENT ON COLUMN idempotency_keys.created_at IS 'When the job was accepted';
+COMMENT ON COLUMN idempotency_keys.job_id IS 'The job in webhook_jobs, written in the same transaction';
+COMMENT ON COLUMN idempotency_keys.is_signed IS 'Whether it is the webhook-id that the request was signed with: one job an id, whatever idempotency key a replay comes with, since that is not signed. Otherwise it is an idempotency key';
+COMMENT ON COLUMN idempotency_keys.body_hash IS 'SHA-256 of the accepted request, compared when the key comes again';
+COMMENT ON COLUMN idempotency_keys.key IS 'The caller''s key, or the id';
 
 CREATE TABLE outbox (
     id            bigint      GENERATED BY DEFAULT AS IDENTITY CONSTRAINT outbox_pkey PRIMARY KEY,

@@ -148,6 +148,143 @@ $$;
 COMMENT ON FUNCTION outhook.limit_destination(text, integer) IS
     'Lets at most so many webhooks a second go to the destination of this URL; NULL lifts the limit. Returns the destination';
 
+CREATE OR REPLACE FUNCTION outhook.take_keys(
+    job_ids uuid[], keys text[], are_signed boolean[], body_hashes bytea[], OUT refused uuid[], OUT known_ids uuid[]
+)
+LANGUAGE plpgsql VOLATILE
+AS $$
+#variable_conflict use_column
+DECLARE
+    -- Those that are still to get their keys; NULL means all.
+    tried  uuid[];
+    taken  bigint;
+    losers uuid[];
+    looked record;
+BEGIN
+    LOOP
+        INSERT INTO idempotency_keys (job_id, is_signed, body_hash, key)
+        SELECT job_id, is_signed, body_hash, key
+        FROM unnest(job_ids, keys, are_signed, body_hashes) WITH ORDINALITY AS wanted (job_id, key, is_signed, body_hash, place)
+        WHERE tried IS NULL OR job_id = ANY (tried)
+        -- Two batches with the same keys wait for each other in the same order. Of two jobs of a batch, the first one wins.
+        ORDER BY is_signed, key, place
+        -- A key that another transaction is writing is waited for.
+        ON CONFLICT DO NOTHING;
+        GET DIAGNOSTICS taken = ROW_COUNT;
+        EXIT WHEN tried IS NULL AND taken = cardinality(keys);
+
+        SELECT array_agg(DISTINCT wanted.job_id) INTO losers
+        FROM unnest(job_ids, keys, are_signed) AS wanted (job_id, key, is_signed)
+        LEFT JOIN idempotency_keys AS mine
+            ON mine.key = wanted.key AND mine.is_signed = wanted.is_signed AND mine.job_id = wanted.job_id AND mine.key = ANY (keys)
+        WHERE mine.key IS NULL AND (tried IS NULL OR wanted.job_id = ANY (tried));
+        EXIT WHEN losers IS NULL;
+
+        -- All of a job's keys or none.
+        DELETE FROM idempotency_keys WHERE key = ANY (keys) AND job_id = ANY (losers);
+        -- A statement of its own, whose snapshot shows what the first one ran into. The one job that holds the keys, for the
+        -- same request; or NULL.
+        WITH holding AS (
+            SELECT wanted.job_id, count(holder.job_id) AS holders,
+                   CASE WHEN count(DISTINCT holder.job_id) = 1 AND bool_and(holder.body_hash = wanted.body_hash)
+                        THEN (array_agg(DISTINCT holder.job_id) FILTER (WHERE holder.job_id IS NOT NULL))[1] END AS known_id
+            FROM unnest(job_ids, keys, are_signed, body_hashes) AS wanted (job_id, key, is_signed, body_hash)
+            LEFT JOIN idempotency_keys AS holder
+                ON holder.key = wanted.key AND holder.is_signed = wanted.is_signed AND holder.key = ANY (keys)
+            WHERE wanted.job_id = ANY (losers)
+            GROUP BY wanted.job_id
+        )
+        SELECT array_agg(job_id) FILTER (WHERE holders > 0) AS jobs, array_agg(known_id) FILTER (WHERE holders > 0) AS known_ids,
+               array_agg(job_id) FILTER (WHERE holders = 0) AS free
+        INTO looked FROM holding;
+        refused := refused || looked.jobs;
+        known_ids := known_ids || looked.known_ids;
+        -- Whoever had their keys has lost another one, or they were forgotten just now.
+        tried := looked.free;
+        EXIT WHEN tried IS NULL;
+    END LOOP;
+END;
+$$;
+COMMENT ON FUNCTION outhook.take_keys(uuid[], text[], boolean[], bytea[]) IS
+    'Writes the idempotency keys of jobs that are being accepted, each with the id of its job. Returns the jobs that did not get theirs, and for each the job that was made of the same request, or NULL if its keys are of another request or of different jobs. A part of accept_jobs';
+
+CREATE OR REPLACE FUNCTION outhook.accept_jobs(
+    ids              uuid[],
+    client_urls      text[],
+    destinations     text[],
+    payloads         text[],
+    header_objects   jsonb[],
+    moments          timestamptz[],
+    most_attempts    integer[],
+    timeouts         integer[],
+    ordering_keys    text[],
+    traceparents     text[],
+    sealed_keys      bytea[],
+    idempotency_keys text[],
+    keyed_ids        uuid[],
+    keys             text[],
+    are_signed       boolean[],
+    body_hashes      bytea[]
+) RETURNS TABLE (refused_id uuid, known_id uuid, known_status text)
+-- The one rule, for batches of the HTTP API and for outhook.enqueue.
+LANGUAGE plpgsql VOLATILE
+-- All rows of a job or none: with rights of its own on the tables, a caller could write either alone.
+SECURITY DEFINER
+-- Its own tables, whatever the caller's search_path is.
+SET search_path = public, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    known     record;
+    refused   uuid[];
+    known_ids uuid[];
+BEGIN
+    IF keys IS NOT NULL THEN
+        known := outhook.take_keys(keyed_ids, keys, are_signed, body_hashes);
+        refused := known.refused;
+        known_ids := known.known_ids;
+    END IF;
+
+    WITH given AS MATERIALIZED (
+        SELECT *, nextval('outbox_id_seq') AS outbox_id, coalesce(moment, now()) AS deliver_at
+        FROM unnest(ids, client_urls, destinations, payloads, header_objects, moments, most_attempts, timeouts, ordering_keys,
+                    traceparents, sealed_keys, idempotency_keys)
+            AS job (id, client_url, destination, payload, headers, moment, max_attempts, timeout_ms, ordering_key,
+                    traceparent, sealed_key, idempotency_key)
+        WHERE refused IS NULL OR id <> ALL (refused)
+    ), accepted AS (
+        INSERT INTO webhook_jobs
+            (id, outbox_id, deliver_at, max_attempts, timeout_ms, client_url, headers, idempotency_key, ordering_key, sealed_key,
+             payload)
+        SELECT id, outbox_id, deliver_at, max_attempts, timeout_ms, client_url, headers, idempotency_key, ordering_key, sealed_key,
+               payload
+        FROM given
+    )
+    INSERT INTO outbox
+        (id, job_id, attempt, due_at, destination, traceparent, ordering_key, payload_bytes, waits_for)
+    SELECT outbox_id, id, 0, greatest(deliver_at, now()), destination, traceparent, ordering_key, octet_length(payload),
+           -- With a key it waits for its turn; scheduled, it takes its place when its time comes.
+           CASE WHEN ordering_key IS NOT NULL AND deliver_at <= now() THEN 'order' END
+    FROM given;
+
+    IF refused IS NOT NULL THEN
+        -- After the jobs, of which some may be known to others of the same batch.
+        RETURN QUERY
+            SELECT given.refused_id, given.known_id, job.status
+            FROM unnest(refused, known_ids) AS given (refused_id, known_id)
+            LEFT JOIN webhook_jobs AS job ON job.id = given.known_id AND job.id = ANY (known_ids);
+    END IF;
+    IF cardinality(ids) = 0 THEN
+        -- Somebody asks whether a job would be accepted. Each one needs a number.
+        IF (SELECT last_value >= max_value FROM pg_sequences WHERE schemaname = 'public' AND sequencename = 'outbox_id_seq') THEN
+            RAISE EXCEPTION 'outbox_id_seq is used up' USING ERRCODE = 'sequence_generator_limit_exceeded';
+        END IF;
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION outhook.accept_jobs(uuid[], text[], text[], text[], jsonb[], timestamptz[], integer[], integer[], text[], text[], bytea[], text[], uuid[], text[], boolean[], bytea[]) IS
+    'Accepts jobs that have been checked: writes each with its outbox row and its keys. Arrays of jobs have an element for each, or end early where the rest is NULL; the last four have one for each key, and are NULL when there is none. Returns what is not new: the job that its keys made before, with its status (NULL if it was deleted), or NULL where a key is of another request. With no job it fails if one could not be accepted';
+
 CREATE OR REPLACE FUNCTION outhook.enqueue(
     client_url      text,
     payload         text,
@@ -159,7 +296,7 @@ CREATE OR REPLACE FUNCTION outhook.enqueue(
     timeout_ms      integer     DEFAULT NULL
 ) RETURNS uuid
 LANGUAGE plpgsql VOLATILE
--- Both rows together or none: with rights of its own on the tables, a caller could write either alone.
+-- With the right to call accept_jobs, a caller could pass over what is checked here.
 SECURITY DEFINER
 -- Its own tables, whatever the caller's search_path is.
 SET search_path = public, pg_temp
@@ -167,7 +304,6 @@ AS $$
 #variable_conflict use_variable
 DECLARE
     new_id    uuid        := outhook.uuid_v7();
-    row_id    bigint      := nextval(pg_get_serial_sequence('outbox', 'id'));
     url       text        := outhook.canonical_url(client_url);
     due_at    timestamptz := greatest(deliver_at, now());
     -- Judged here although the tables judge it too: their errors show the row, payload and all, to the caller and in the
@@ -184,41 +320,35 @@ DECLARE
         WHEN octet_length(ordering_key) NOT BETWEEN 1 AND 255 THEN 'ordering_key must have 1 to 255 bytes'
         WHEN timeout_ms NOT BETWEEN 100 AND 300000 THEN 'timeout_ms must be from 100 to 300000'
     END;
-    hash      bytea;
+    key_ids   uuid[];
+    keys      text[];
+    hashes    bytea[];
     known     record;
 BEGIN
     IF problem IS NOT NULL THEN
         RAISE EXCEPTION '%', problem USING ERRCODE = 'invalid_parameter_value';
     END IF;
     IF idempotency_key IS NOT NULL THEN
+        key_ids := ARRAY[new_id];
+        keys := ARRAY[idempotency_key];
         -- Of what was given, as it was written.
-        hash := sha256(convert_to(
+        hashes := ARRAY[sha256(convert_to(
             jsonb_build_array(client_url, payload, coalesce(headers, '{}'), extract(epoch FROM deliver_at), max_attempts,
-                              ordering_key, timeout_ms)::text, 'UTF8'));
+                              ordering_key, timeout_ms)::text, 'UTF8'))];
     END IF;
 
-    INSERT INTO webhook_jobs AS job
-        (id, outbox_id, deliver_at, max_attempts, timeout_ms, client_url, headers, idempotency_key, body_hash,
-         ordering_key, payload)
-    VALUES
-        (new_id, row_id, due_at, max_attempts, timeout_ms, url, coalesce(headers, '{}'),
-         idempotency_key, hash, ordering_key, payload)
-    ON CONFLICT DO NOTHING;
-
+    SELECT accepted.known_id INTO known
+    FROM outhook.accept_jobs(
+        ARRAY[new_id], ARRAY[url], ARRAY[substring(url FROM '^https?://[^/]+')], ARRAY[payload], ARRAY[coalesce(headers, '{}')],
+        ARRAY[due_at], ARRAY[max_attempts], ARRAY[timeout_ms], ARRAY[ordering_key], NULL, NULL, keys,
+        key_ids, keys, ARRAY[false], hashes) AS accepted;
     IF NOT FOUND THEN
-        SELECT job.id, job.body_hash INTO STRICT known
-        FROM webhook_jobs AS job WHERE job.idempotency_key = idempotency_key;
-        IF known.body_hash IS DISTINCT FROM hash THEN
-            RAISE EXCEPTION 'idempotency_key was used before with other arguments' USING ERRCODE = 'unique_violation';
-        END IF;
-        RETURN known.id;
+        RETURN new_id;
     END IF;
-
-    -- With a key it waits for its turn, unless it is scheduled: then it takes its place when its time comes.
-    INSERT INTO outbox (id, job_id, attempt, due_at, destination, ordering_key, waits_for, payload_bytes)
-    VALUES (row_id, new_id, 0, due_at, substring(url FROM '^https?://[^/]+'), ordering_key,
-            CASE WHEN ordering_key IS NOT NULL AND due_at <= now() THEN 'order' END, octet_length(payload));
-    RETURN new_id;
+    IF known.known_id IS NULL THEN
+        RAISE EXCEPTION 'idempotency_key was used before with other arguments' USING ERRCODE = 'unique_violation';
+    END IF;
+    RETURN known.known_id;
 END;
 $$;
 COMMENT ON FUNCTION outhook.enqueue(text, text, jsonb, timestamptz, integer, text, text, integer) IS
@@ -458,6 +588,35 @@ END;
 $$;
 COMMENT ON FUNCTION outhook.make_due_again(bigint, integer) IS
     'Goes through up to so many lines of outbox_checks from that id on: makes those rows due that nobody holds any more, at the end of its lease if their job has one. Returns how many that were, how many are still held, and the last line''s id';
+
+CREATE OR REPLACE FUNCTION outhook.forget_keys(
+    days integer, since timestamptz, at_most integer, OUT forgotten integer, OUT last timestamptz
+)
+LANGUAGE plpgsql VOLATILE
+-- Whoever forgets keys has no right to see them, nor to forget young ones.
+SECURITY DEFINER
+SET search_path = public, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    -- In hours: days may be longer or shorter where the session is.
+    expired timestamptz := now() - make_interval(hours => 24 * greatest(days, 1));
+BEGIN
+    WITH old AS MATERIALIZED (
+        SELECT ctid, created_at FROM idempotency_keys
+        WHERE created_at < expired AND created_at >= coalesce(since, '-infinity')
+        ORDER BY created_at LIMIT at_most FOR UPDATE SKIP LOCKED
+    ), gone AS (
+        -- They are locked, so that they are where they were.
+        DELETE FROM idempotency_keys WHERE ctid = ANY (ARRAY(SELECT ctid FROM old))
+        RETURNING 1
+    )
+    SELECT (SELECT count(*) FROM gone), CASE WHEN count(*) < at_most THEN expired ELSE max(created_at) END
+    INTO forgotten, last FROM old;
+END;
+$$;
+COMMENT ON FUNCTION outhook.forget_keys(integer, timestamptz, integer) IS
+    'Deletes up to so many idempotency keys that are older than so many days, a day at least, but not older than that moment; NULL for all. Steps over those that somebody holds. Returns how many, and the moment to go on from';
 
 -- Postgres lets everybody call a new function. Who may call which says ../roles.sql.
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA outhook FROM PUBLIC;

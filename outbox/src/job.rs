@@ -6,6 +6,7 @@
 pub mod accept;
 pub mod cancel;
 pub mod claim;
+pub mod keys;
 pub mod settle;
 pub mod states;
 pub mod unclaimed;

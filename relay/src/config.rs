@@ -82,6 +82,10 @@ pub(crate) struct PublishConfig {
     /// Webhooks a second that are set free for a destination that recovers, at the most.
     #[arg(long, env, default_value_t = 4_000, value_parser = clap::value_parser!(i32).range(1..=100_000))]
     pub destination_drain_limit: i32,
+    /// Days for which an idempotency key, or the id that a request was signed with, finds the job that it made. After that
+    /// it makes another one.
+    #[arg(long, env, default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..=3_650))]
+    pub idempotency_days: u16,
 }
 
 impl PublishConfig {

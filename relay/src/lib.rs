@@ -13,6 +13,7 @@ mod measures;
 mod members;
 mod missing;
 mod next;
+mod old_keys;
 mod publish_due;
 mod publisher;
 mod queue_length;

@@ -67,6 +67,7 @@ pub const METRICS: &[Metric] = &[
     ),
     Metric::counter("outhook_relay_held_total", "Rows held because their destination is sick."),
     Metric::counter("outhook_relay_released_total", "Rows of sick destinations set free."),
+    Metric::counter("outhook_relay_keys_forgotten_total", "Idempotency keys forgotten after IDEMPOTENCY_DAYS."),
     traces::EXPORTED,
     traces::LOST,
 ];

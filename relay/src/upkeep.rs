@@ -21,6 +21,7 @@ use tracing::warn;
 use crate::Config;
 use crate::counts::Counts;
 use crate::missing::Missing;
+use crate::old_keys::OldKeys;
 use crate::queue_length::QueueLength;
 use crate::scan_start::ScanStart;
 use crate::turns::Turns;
@@ -88,11 +89,13 @@ pub(crate) struct Upkeep {
     counts: Counts,
     called: Instant,
     missing: Missing,
+    old_keys: OldKeys,
 }
 
 impl Upkeep {
     pub(crate) fn new(config: Config, waker: Waker, latecomers: Latecomers, queue: QueueLength) -> Self {
         let now = Instant::now();
+        let old_keys = OldKeys::new(config.publish.idempotency_days);
         Self {
             config,
             waker,
@@ -108,6 +111,7 @@ impl Upkeep {
             counts: Counts::new(now),
             called: now,
             missing: Missing::new(queue),
+            old_keys,
         }
     }
 
@@ -160,14 +164,15 @@ impl Upkeep {
             self.forgotten = began + FORGET_SPACING;
             forget(&client).await?;
         }
-        // Last: what it looks through may be much.
+        // After the rest: what it looks through may be much.
         moved += self.missing.look(&client, self.config.publish.republish_interval()).await?;
         if moved > 0 {
             self.waker.wake();
         }
+        let more_keys = self.old_keys.forget(&mut client).await?;
         self.counts.rows(&client).await?;
         self.database = Some((client, statements));
-        let is_busy = work.sick || work.held || work.checks || work.turns;
+        let is_busy = work.sick || work.held || work.checks || work.turns || more_keys;
         Ok(cost.max(if is_busy { BUSY_SPACING } else { IDLE_SPACING }))
     }
 

@@ -266,7 +266,7 @@ fn count(seen: &mut Seen, still: &mut Still, reason: &str, now: Instant) {
 async fn show(pool: &PgPool, line: &Line) -> Result<String, sqlx::Error> {
     let statement = "SELECT concat_ws(E'\n        ',
             (SELECT 'outbox ' || row_to_json(outbox_row)::text FROM outbox AS outbox_row WHERE id = $1),
-            (SELECT 'job ' || (to_jsonb(job) - 'payload' - 'headers' - 'body_hash')::text FROM webhook_jobs AS job WHERE id = $2),
+            (SELECT 'job ' || (to_jsonb(job) - 'payload' - 'headers')::text FROM webhook_jobs AS job WHERE id = $2),
             (SELECT 'destination ' || row_to_json(known)::text FROM destinations AS known WHERE destination = $3),
             (SELECT string_agg('attempt ' || row_to_json(record)::text, E'\n        ' ORDER BY attempt)
              FROM webhook_attempts AS record WHERE job_id = $2),

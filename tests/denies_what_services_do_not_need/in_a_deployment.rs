@@ -51,14 +51,16 @@ async fn an_owner_who_is_no_superuser_gives_the_services_their_rights() {
     }
     let users = ["CREATE ROLE api LOGIN IN ROLE outhook_api", "CREATE ROLE reader LOGIN IN ROLE outhook_reader"];
     execute(&one, &users).await;
-    let enqueued = "INSERT INTO outbox (id, job_id, attempt, due_at) VALUES (1, gen_random_uuid(), 0, now())";
-    execute(&url(&servers, "api", "one"), &[enqueued, "SELECT outhook.cancel(gen_random_uuid())"]).await;
+    let accept =
+        "SELECT outhook.accept_jobs(ARRAY[gen_random_uuid()], '{http://example.com/}', '{http://example.com}', '{x}',
+        ARRAY[jsonb '{}'], '{}', '{}', '{}', '{}', '{}', '{}', '{}', NULL, NULL, NULL, NULL)";
+    execute(&url(&servers, "api", "one"), &[accept, "SELECT outhook.cancel(gen_random_uuid())"]).await;
 
     // Once the roles are there, the right to create them is not needed, nor by another database.
     execute(&superuser, &["ALTER ROLE owner NOCREATEROLE"]).await;
     let done = migrate(&url(&servers, "owner", "two")).await;
     assert!(done.status.success(), "{}", said(&done));
-    execute(&url(&servers, "api", "two"), &[enqueued]).await;
+    execute(&url(&servers, "api", "two"), &[accept]).await;
 
     // A checker that cannot see the others' sessions does not say that all is well with them.
     execute(&superuser, &["REVOKE pg_read_all_stats FROM outhook_reader"]).await;

@@ -25,6 +25,7 @@ use outbox::due::{
 use outbox::job::accept::{Idempotency, NewJob, accept};
 use outbox::job::cancel::cancel;
 use outbox::job::claim::{Lease, claim, recover_claim};
+use outbox::job::keys::forget_keys;
 use outbox::job::settle::{Settlement, settle};
 use outbox::job::states::{Outcome, Status};
 use outbox::job::unclaimed::{check_again, look_up, postpone};
@@ -121,6 +122,7 @@ impl Service {
         transaction.rollback().await?;
         find_unclaimed(&self.client, 10, Duration::from_secs(1), None).await?;
         make_due(&self.client, &ids).await?;
+        forget_keys(&mut self.client, 1, None, 10, Duration::from_secs(1)).await?;
         release(&mut self.client, 10).await?;
         // For the next time.
         let again = "UPDATE destinations SET state = 'metered', hold_until = now()";

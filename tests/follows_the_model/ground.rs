@@ -54,7 +54,7 @@ impl Ground {
     pub async fn clear(&self) {
         // What a case that failed has left open.
         self.relay.batch_execute("ROLLBACK").await.expect("it is only a warning when there is none");
-        let clear = "TRUNCATE webhook_jobs, outbox, outbox_checks, ordering_checks, destinations, webhook_attempts,
+        let clear = "TRUNCATE webhook_jobs, idempotency_keys, outbox, outbox_checks, ordering_checks, destinations, webhook_attempts,
                 harness.transitions, harness.publications, harness.withdrawals";
         sqlx::raw_sql(clear).execute(&self.pool).await.expect("the tables exist");
     }

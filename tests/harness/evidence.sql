@@ -46,6 +46,10 @@ UNION ALL
 SELECT format('job %s was delivered with the ids %s', job_id, string_agg(DISTINCT webhook_id, ', '))
 FROM harness.received GROUP BY job_id HAVING count(DISTINCT webhook_id) <> 1;
 
+-- I10: an idempotency key is held by a job that is there
+SELECT format('key %s is held by job %s, which is not there', held.key, held.job_id)
+FROM idempotency_keys AS held WHERE NOT EXISTS (SELECT FROM webhook_jobs AS job WHERE job.id = held.job_id);
+
 -- D1: no attempt was posted twice
 SELECT format('job %s, attempt %s was posted %s times: deliveries %s', job_id, attempt, count(*), string_agg(sequence::text, ', '))
 FROM harness.received GROUP BY job_id, attempt HAVING count(*) > 1;

@@ -77,11 +77,13 @@ fn seal(config: &Config, job_id: Uuid, key: &SigningKey) -> Result<Vec<u8>, ApiE
 
 fn receipt(accepted: &Accepted) -> Result<(StatusCode, Json<Receipt>), ApiError> {
     let (code, job_id, status, message) = match *accepted {
-        Accepted::New(id) => (StatusCode::ACCEPTED, id, Status::Pending, "job accepted and queued for processing"),
+        Accepted::New(id) => {
+            (StatusCode::ACCEPTED, id, Some(Status::Pending), "job accepted and queued for processing")
+        }
         Accepted::Known(id, status) => {
             (StatusCode::OK, id, status, "job was accepted before with this idempotency key")
         }
         Accepted::KeyConflict => return Err(ApiError::IdempotencyConflict),
     };
-    Ok((code, Json(Receipt { job_id, status: status.as_str(), message })))
+    Ok((code, Json(Receipt { job_id, status: status.map_or("deleted", Status::as_str), message })))
 }

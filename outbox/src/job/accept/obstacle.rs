@@ -1,9 +1,8 @@
 //! What keeps jobs from being accepted, found out without one.
 
-use sqlx::PgConnection;
 use sqlx::error::DatabaseError;
 
-use super::{find_keys, insert};
+use super::{Keys, insert};
 use crate::service::database::{Pool, on_connection, takes_no_writes};
 
 /// Why no job can be accepted now. The text is for whoever runs the service, and shows nothing of what the database said.
@@ -12,13 +11,13 @@ pub enum Obstacle {
     /// A server or a session that takes no writes.
     #[error("read-only or in recovery: it takes no writes")]
     ReadOnly,
-    /// SQLSTATE 42501, or a sequence that may not be used.
+    /// SQLSTATE 42501.
     #[error("the api's user lacks a right: see outhook migrate --roles")]
     NoRight,
     /// Any other of class 42: what the statements name is not there.
-    #[error("a table or one of its columns is not in the schema public, or the api's user may not look into that")]
+    #[error("a table or one of its columns is not in the schema public, or a function of Outhook's is not there")]
     NotFound,
-    /// Each outbox row needs a number.
+    /// SQLSTATE 2200H: each outbox row needs a number.
     #[error("the sequence outbox_id_seq is used up")]
     NoNumbers,
     /// SQLSTATE 55P03.
@@ -35,8 +34,8 @@ pub enum Obstacle {
     Unanswered,
 }
 
-/// Does what [`super::accept`] does, with no job: Postgres checks the tables, the rights, and whether it takes writes all
-/// the same. Nothing is written, no number of the sequence is used up, and no commit has anything to wait for.
+/// Does what [`super::accept`] does, with no job and no key: Postgres checks the tables, the rights, and whether it takes
+/// writes all the same. Nothing is written, no number of the sequence is used up, and no commit has anything to wait for.
 ///
 /// # Errors
 /// What is in the way.
@@ -44,30 +43,8 @@ pub async fn find_obstacle(pool: &Pool) -> Result<(), Obstacle> {
     if pool.is_overdue() {
         return Err(Obstacle::CommitsWait);
     }
-    let asked = on_connection(pool, async |connection| {
-        insert(connection, &[]).await?;
-        find_keys(connection, &[]).await?;
-        look_at_sequence(connection).await
-    });
-    asked.await.unwrap_or_else(|error| Err(Obstacle::of(&error)))
-}
-
-/// The one thing that no job needs and each one does.
-async fn look_at_sequence(connection: &mut PgConnection) -> Result<Result<(), Obstacle>, sqlx::Error> {
-    let sequence = sqlx::query!(
-        r#"-- look_at_outbox_id_seq
-        SELECT has_sequence_privilege('outbox_id_seq', 'USAGE') AS "is_granted!",
-               -- NULL before the first one.
-               coalesce(last_value < max_value, true) AS "is_left!"
-        FROM pg_sequences WHERE schemaname = 'public' AND sequencename = 'outbox_id_seq'"#
-    )
-    .fetch_one(connection)
-    .await?;
-    Ok(match (sequence.is_granted, sequence.is_left) {
-        (false, _) => Err(Obstacle::NoRight),
-        (true, false) => Err(Obstacle::NoNumbers),
-        (true, true) => Ok(()),
-    })
+    let asked = on_connection(pool, async |connection| insert(connection, &[], Some(&Keys::default())).await).await;
+    asked.map(drop).map_err(|error| Obstacle::of(&error))
 }
 
 impl Obstacle {
@@ -81,6 +58,7 @@ impl Obstacle {
         }
         let code = error.as_database_error().and_then(DatabaseError::code);
         match code.as_deref() {
+            Some("2200H") => Self::NoNumbers,
             Some("42501") => Self::NoRight,
             Some("55P03") => Self::Locked,
             Some(code) if code.starts_with("42") => Self::NotFound,
