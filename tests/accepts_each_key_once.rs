@@ -9,7 +9,8 @@ use harness::signing::standard_headers;
 use harness::{PATIENCE, Servers, Stack, wait_until};
 use outbox::job::accept::{Accepted, Idempotency, NewJob, accept};
 use outbox::job::states::Status;
-use sqlx::AssertSqlSafe;
+use outbox::service::database::Failure;
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use uuid::Uuid;
 
 const SECRET: &str = "a secret of 24 bytes or so";
@@ -254,6 +255,55 @@ async fn a_batch_whose_known_keys_cannot_be_looked_up_is_not_stored() {
     let answers = accept(&pool, &batch).await.expect("it is accepted");
     assert_eq!(answers[..2], [Accepted::New(batch[0].id), Accepted::New(batch[1].id)]);
     assert!(matches!(answers[2], Accepted::Known(..)));
+    drop(pool);
+    database.drop().await;
+}
+
+/// Each job takes an id from the next one and then gives way itself, for its own key is known: what that costs grows with the
+/// cube of the batch.
+#[tokio::test]
+async fn a_batch_whose_keys_depend_on_each_other_is_given_up_soon_and_its_jobs_are_accepted_alone() {
+    const JOBS: usize = 200;
+    let database = Database::create(Servers::shared().await).await;
+    let pool = service_pool(&database.url_of("api"), 1, &[]);
+    let known = job(Some("key 0"), None);
+    accept(&pool, slice::from_ref(&known)).await.expect("it is accepted");
+    let key = |number: usize| format!("key {number}");
+    let chain: Vec<NewJob> =
+        (0..JOBS).map(|number| job(Some(&key(number.div_ceil(2))), Some(&key(number / 2)))).collect();
+    let error = accept(&pool, &chain).await.expect_err("it would take too long");
+    assert_eq!(Failure::of(&error), Failure::Conflict, "{error}");
+    for job in &chain {
+        accept(&pool, slice::from_ref(job)).await.expect("it is answered alone");
+    }
+    drop(pool);
+    database.drop().await;
+}
+
+/// The api's user may call the function that writes keys, which does so with the owner's rights.
+#[tokio::test]
+async fn nobody_takes_the_key_of_a_job_that_is_there_or_gives_one_to_none() {
+    let database = Database::create(Servers::shared().await).await;
+    let pool = service_pool(&database.url_of("api"), 1, &[]);
+    let held = [job(Some("a"), None), job(Some("b"), None)];
+    accept(&pool, &held).await.expect("they are accepted");
+    let mut api = PgConnection::connect(&database.url_of("api")).await.expect("it logs in");
+    let call = "SELECT refused_id FROM outhook.accept_jobs($1, '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}',
+        $2, ARRAY[$3, $4], ARRAY[false, false], ARRAY['x', 'x']::bytea[])";
+    let (first, nobody) = (held[0].id, Uuid::now_v7());
+    for (case, ids, keyed, keys) in [
+        ("both keys for the first job", vec![], [first, first], ["a", "b"]),
+        ("both keys for the first job, as if it were new", vec![first], [first, first], ["a", "b"]),
+        ("keys for no job", vec![], [nobody, nobody], ["c", "d"]),
+    ] {
+        let taking =
+            sqlx::query(call).bind(ids).bind(keyed.to_vec()).bind(keys[0]).bind(keys[1]).execute(&mut api).await;
+        taking.expect_err(case);
+    }
+    let holders = "SELECT array_agg(job_id ORDER BY key) FROM idempotency_keys";
+    let holders: Vec<Uuid> = sqlx::query_scalar(holders).fetch_one(&database.pool).await.expect("keys");
+    assert_eq!(holders, held.map(|job| job.id));
+    api.close().await.expect("it ends");
     drop(pool);
     database.drop().await;
 }

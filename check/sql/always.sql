@@ -66,6 +66,12 @@ WHERE NOT held.is_signed
   -- A job that had the key before was accepted a day before at the least.
   AND job.created_at > held.created_at - interval '1 hour';
 
+-- I10: a job holds its idempotency key for a day at the least
+SELECT format('job %s of %s carries key %s and does not hold it', job.id, job.created_at, job.idempotency_key)
+FROM webhook_jobs AS job
+WHERE job.idempotency_key IS NOT NULL AND job.created_at > now() - interval '23 hours' AND NOT EXISTS (
+    SELECT FROM idempotency_keys AS held WHERE held.key = job.idempotency_key AND held.job_id = job.id);
+
 -- I11: no job was attempted more often than it may be
 SELECT format('job %s had %s attempts of %s', id, attempt, allowed)
 FROM (SELECT id, attempt, coalesce(max_attempts, nullif(current_setting('outhook_check.max_retries'), '')::integer) AS allowed

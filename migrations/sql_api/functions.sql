@@ -160,8 +160,15 @@ DECLARE
     taken  bigint;
     losers uuid[];
     looked record;
+    rounds integer := 0;
 BEGIN
     LOOP
+        rounds := rounds + 1;
+        IF rounds > 4 THEN
+            -- Each round costs the whole batch. One job a batch needs one.
+            RAISE EXCEPTION 'the idempotency keys of these jobs depend on each other too much to be taken at once'
+                USING ERRCODE = 'serialization_failure', HINT = 'try again, with fewer jobs';
+        END IF;
         INSERT INTO idempotency_keys (job_id, is_signed, body_hash, key)
         SELECT job_id, is_signed, body_hash, key
         FROM unnest(job_ids, keys, are_signed, body_hashes) WITH ORDINALITY AS wanted (job_id, key, is_signed, body_hash, place)
@@ -180,6 +187,10 @@ BEGIN
         WHERE mine.key IS NULL AND (tried IS NULL OR wanted.job_id = ANY (tried));
         EXIT WHEN losers IS NULL;
 
+        -- What is being accepted is not stored yet: nobody takes or gives up the keys of a job that is.
+        IF EXISTS (SELECT FROM webhook_jobs WHERE id = ANY (losers)) THEN
+            RAISE EXCEPTION 'a job with this id was accepted before' USING ERRCODE = 'unique_violation';
+        END IF;
         -- All of a job's keys or none.
         DELETE FROM idempotency_keys WHERE key = ANY (keys) AND job_id = ANY (losers);
         -- A statement of its own, whose snapshot shows what the first one ran into. The one job that holds the keys, for the
@@ -240,6 +251,9 @@ DECLARE
     known_ids uuid[];
 BEGIN
     IF keys IS NOT NULL THEN
+        IF EXISTS (SELECT unnest(keyed_ids) EXCEPT SELECT unnest(ids)) THEN
+            RAISE EXCEPTION 'each key must be of one of the jobs' USING ERRCODE = 'invalid_parameter_value';
+        END IF;
         known := outhook.take_keys(keyed_ids, keys, are_signed, body_hashes);
         refused := known.refused;
         known_ids := known.known_ids;

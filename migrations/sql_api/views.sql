@@ -31,7 +31,7 @@ CREATE OR REPLACE VIEW outhook.job_details AS
 SELECT id, created_at, updated_at, deliver_at, lease_until, outbox_id, attempt, retry_count, max_attempts, timeout_ms, status,
        claimed_by, error, client_url, idempotency_key, ordering_key, octet_length(payload) AS payload_bytes
 FROM webhook_jobs;
-COMMENT ON VIEW outhook.job_details IS 'Jobs without what they carry: neither payload nor headers, nor the hash of both, nor a key. What GET /webhooks/{id} shows';
+COMMENT ON VIEW outhook.job_details IS 'Jobs without what they carry: neither payload nor headers, nor a signing key. What GET /webhooks/{id} shows';
 
 CREATE OR REPLACE VIEW outhook.timeline AS
 SELECT job.id AS job_id, job.created_at AS at, 0 AS attempt, 'accepted' AS event,

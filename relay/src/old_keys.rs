@@ -52,8 +52,12 @@ impl OldKeys {
         let began = Instant::now();
         let since = self.look.since(began);
         let forgotten = forget_keys(client, self.days, since, PAGE, STATEMENT_TIME).await?;
-        // Too much that is gone already lies before what is left: that is found by another look from the beginning.
-        let last = forgotten.map_or_else(|| self.just_expired(), |forgotten| forgotten.last);
+        // Too much that is gone already lies before what is left. A look from the beginning that fails at that leaves the place
+        // where others have come to; any other goes on with what expires from now on, and the rest is found from the beginning.
+        let last = match forgotten {
+            Some(forgotten) => forgotten.last,
+            None => self.look.last().filter(|_| since.is_none()).unwrap_or_else(|| self.just_expired()),
+        };
         // Also back: others may follow those that a look from the beginning has found.
         self.look.saw(Some(last), began.elapsed());
         let keys = forgotten.map_or(0, |forgotten| forgotten.keys);

@@ -127,8 +127,10 @@ impl Upkeep {
                 }
                 Err(error) => {
                     self.database = None;
-                    // Whether it was notified is not known.
-                    self.waker.heard();
+                    if matches!(error, DatabaseError::Timeout) {
+                        // Whether it was notified is not known.
+                        self.waker.heard();
+                    }
                     warn!(%error, "cannot look after what waits; trying again");
                     backoff.next_wait()
                 }
@@ -193,8 +195,8 @@ impl Upkeep {
             // The commit of one who notifies waits for that of another, which may wait for a standby that is away.
             let call = "SELECT set_config('lock_timeout', '100ms', true), pg_notify('outhook_outbox', '')";
             if let Err(error) = client.batch_execute(call).await {
-                // As while the queue of notifications is full. Those who have something to notify say so.
                 self.waker.heard();
+                // Refused, as while the queue of notifications is full: those who have something to notify say so.
                 return if error.code().is_some() { Ok(()) } else { Err(error) };
             }
         }

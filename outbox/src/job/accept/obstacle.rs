@@ -12,7 +12,7 @@ pub enum Obstacle {
     #[error("read-only or in recovery: it takes no writes")]
     ReadOnly,
     /// SQLSTATE 42501.
-    #[error("the api's user lacks a right: see outhook migrate --roles")]
+    #[error("the api's user, or the owner of Outhook's functions, lacks a right: see outhook migrate --roles")]
     NoRight,
     /// Any other of class 42: what the statements name is not there.
     #[error("a table or one of its columns is not in the schema public, or a function of Outhook's is not there")]
