@@ -3,11 +3,14 @@
 
 use std::time::{Duration, Instant};
 
-use harness::load::Burst;
+use harness::load::{Burst, Flow};
 use harness::servers::Server;
 use harness::{PATIENCE, Servers, Stack, look_for, report, wait_until};
 
 const WEBHOOKS: usize = 1_200;
+
+/// A second: much less than relay and worker can do.
+const STEADILY: u32 = 100;
 
 /// The services' backoff (1 s), and a machine that is busy with other tests. Far below the republish
 /// interval of 15 min, which would hide what does not recover.
@@ -18,25 +21,24 @@ const SOON: Duration = Duration::from_secs(1);
 
 /// Whether the relay has published messages whose confirms are not there.
 const PUBLISHING: &str = "SELECT count(*) FROM pg_stat_activity
-    WHERE datname = current_database() AND application_name = 'outhook-relay' AND state = 'idle in transaction'";
+    WHERE datname = current_database() AND application_name = 'outhook-relay' AND state = 'idle in transaction'
+        AND state_change < clock_timestamp() - interval '300 ms'";
 
 async fn start(broker: &Servers) -> Stack {
     Stack::builder().start_between(Servers::shared().await, broker).await
 }
 
-/// Pauses the broker in the middle of a burst, while the relay awaits confirms. At any one moment it may be asking how long the
-/// queue is instead; then it gets its answer, and another burst.
-async fn pause_while_publishing(broker: &Servers, stack: &Stack) -> Burst {
+/// Pauses the broker while the relay awaits confirms, under a load that comes steadily. At any one moment it may be asking how
+/// long the queue is instead, as it mostly does when there is more to publish than workers take; then it gets its answer.
+async fn pause_while_publishing(broker: &Servers, stack: &Stack) {
     for _ in 0..10 {
-        let mut burst = Burst::start(&stack.client, &stack.receiver_url("?delay_ms=5"), WEBHOOKS, 16);
-        burst.wait_for(WEBHOOKS / 3).await;
         broker.pause(Server::RabbitMq).await;
         if look_for(SOON, async || (stack.count(PUBLISHING).await == 1).then_some(())).await.is_some() {
-            return burst;
+            return;
         }
         broker.resume(Server::RabbitMq).await;
-        burst.outcome().await;
-        stack.wait_until_drained(RECOVERY_LIMIT).await;
+        let accepted = stack.client.accepted().len();
+        wait_until("the load to go on", PATIENCE, async || stack.client.accepted().len() > accepted + 20).await;
     }
     panic!("the relay was never found awaiting confirms");
 }
@@ -83,12 +85,14 @@ async fn the_broker_is_killed_and_what_it_did_not_confirm_is_published_again() {
     let stack = start(&broker).await;
     write_queues_to_disk(&broker, &stack).await;
     let before = reconnects(&stack).await;
+    let flow = Flow::start(&stack.client, vec![stack.receiver_url("?delay_ms=5")], STEADILY);
+    wait_until("some to be delivered", PATIENCE, async || stack.receiver.received().len() > 100).await;
     // So that messages are surely under way when it dies.
-    let burst = pause_while_publishing(&broker, &stack).await;
+    pause_while_publishing(&broker, &stack).await;
     broker.kill(Server::RabbitMq).await;
     broker.start_again(Server::RabbitMq).await;
     let healed = Instant::now();
-    let outcome = burst.outcome().await;
+    let outcome = flow.stop().await;
     stack.wait_until_drained(RECOVERY_LIMIT).await;
 
     let (relay, worker) = reconnects(&stack).await;
@@ -96,7 +100,7 @@ async fn the_broker_is_killed_and_what_it_did_not_confirm_is_published_again() {
     report(&format!("broker killed: {unconfirmed} unconfirmed, drained {:?} after the start", healed.elapsed()));
     assert!(relay > before.0 && worker > before.1, "reconnects: relay {relay}, worker {worker}, before: {before:?}");
     assert!(unconfirmed > 0.0, "no message was under way");
-    assert_eq!((outcome.accepted, outcome.repeated), (WEBHOOKS, 0), "a caller noticed");
+    assert_eq!(outcome.repeated, 0, "a caller noticed");
     stack.finish().await;
 }
 
