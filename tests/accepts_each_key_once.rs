@@ -5,9 +5,10 @@ use std::slice;
 use futures_util::future::join_all;
 use harness::client::{Response, body, send};
 use harness::database::{Database, service_pool};
+use harness::job::{idempotency, new_job};
 use harness::signing::standard_headers;
 use harness::{PATIENCE, Servers, Stack, wait_until};
-use outbox::job::accept::{Accepted, Idempotency, NewJob, accept};
+use outbox::job::accept::{Accepted, NewJob, accept};
 use outbox::job::states::Status;
 use outbox::service::database::Failure;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -123,22 +124,7 @@ async fn a_signed_id_and_the_callers_key_both_count() {
 }
 
 fn job(key: Option<&str>, signed_id: Option<&str>) -> NewJob {
-    let idempotency =
-        key.map(|key| Idempotency { key: key.to_owned(), signed_id: signed_id.map(str::to_owned), body_hash: [0; 32] });
-    NewJob {
-        id: Uuid::now_v7(),
-        client_url: "http://example.com/".to_owned(),
-        destination: "http://example.com".to_owned().into(),
-        payload: "{}".to_owned(),
-        headers: serde_json::Map::new(),
-        deliver_at: None,
-        max_attempts: None,
-        timeout_ms: None,
-        ordering_key: None,
-        sealed_key: None,
-        idempotency,
-        traceparent: None,
-    }
+    NewJob { idempotency: key.map(|key| idempotency(key, signed_id)), ..new_job("http://example.com") }
 }
 
 #[tokio::test]

@@ -155,3 +155,39 @@ async fn pages_follow_each_other() {
     drop(client);
     database.drop().await;
 }
+
+/// Who locks the table stops those who use keys, for as long as the api lets a caller wait, and nobody else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_locked_table_of_keys_stops_only_those_who_use_them() {
+    let stack = Stack::builder().start().await;
+    make_old(&mut stack.pool().acquire().await.expect("Postgres is there"), 10, 400).await;
+    let mut holder = stack.pool().begin().await.expect("a transaction begins");
+    sqlx::query("LOCK TABLE idempotency_keys").execute(&mut *holder).await.expect("nobody holds it");
+    let taken = one_at_a_time(&stack, 20, Duration::from_millis(300)).await;
+    assert!(median(&taken) < AT_ONCE, "{taken:?}");
+    let keyed = stack.client.request(stack.webhook("")).header("Idempotency-Key", "a key");
+    assert_eq!(send(keyed).await.expect("the api answers").status, 503);
+    let log = stack.relays[0].log();
+    assert!(!log.contains("cannot look after what waits"), "the rest of the upkeep failed with it:\n{log}");
+    holder.rollback().await.expect("it ends");
+    wait_until("the keys to be forgotten", PATIENCE, async || stack.count(KEYS).await == 0).await;
+    stack.finish().await;
+}
+
+/// Whoever runs the services may let them wait for locks for less long than a page may take.
+#[tokio::test]
+async fn a_page_that_takes_too_long_is_no_error() {
+    let database = Database::create(Servers::shared().await).await;
+    let mut holder = database.pool.begin().await.expect("a transaction begins");
+    sqlx::query("LOCK TABLE idempotency_keys").execute(&mut *holder).await.expect("nobody holds it");
+    let (mut client, connection) = tokio_postgres::connect(&database.url_of("relay"), NoTls).await.expect("it logs in");
+    tokio::spawn(connection);
+    for lock_timeout in ["0", "10ms"] {
+        client.batch_execute(&format!("SET lock_timeout = '{lock_timeout}'")).await.expect("anybody may set it");
+        let page = forget_keys(&mut client, 2, None, 10, Duration::from_millis(100)).await;
+        assert_eq!(page.expect("it goes on"), None, "lock_timeout = {lock_timeout}");
+    }
+    holder.rollback().await.expect("it ends");
+    drop(client);
+    database.drop().await;
+}

@@ -5,10 +5,11 @@ use std::time::Duration;
 use clap::Parser;
 use harness::Servers;
 use harness::database::Database;
+use harness::job::{idempotency, new_job};
 use outbox::broker::task::Task;
 use outbox::destination::hold::hold_published;
 use outbox::due::{DueRow, Statements, claim_chosen, claim_due, make_due_again, mark_published, next_due, scan_due};
-use outbox::job::accept::{Accepted, Idempotency, NewJob, accept};
+use outbox::job::accept::{Accepted, NewJob, accept};
 use outbox::job::claim::{Lease, claim, recover_claim};
 use outbox::job::keys::forget_keys;
 use outbox::job::settle::{Settlement, settle_free};
@@ -120,20 +121,7 @@ async fn plans_made_for_no_keys_find_each_of_many() {
 }
 
 fn keyed(key: &str) -> NewJob {
-    NewJob {
-        id: Uuid::now_v7(),
-        client_url: "http://127.0.0.1/".to_owned(),
-        destination: "http://127.0.0.1".to_owned().into(),
-        payload: "{}".to_owned(),
-        headers: serde_json::Map::new(),
-        deliver_at: None,
-        max_attempts: None,
-        timeout_ms: None,
-        ordering_key: None,
-        sealed_key: None,
-        idempotency: Some(Idempotency { key: key.to_owned(), signed_id: None, body_hash: [0; 32] }),
-        traceparent: None,
-    }
+    NewJob { idempotency: Some(idempotency(key, None)), ..new_job("http://127.0.0.1") }
 }
 
 /// Forgets some keys of a day ago. Returns how many.

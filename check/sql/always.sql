@@ -59,7 +59,7 @@ SELECT format('key %s is held by job %s, whose own key is %s', held.key, held.jo
 FROM idempotency_keys AS held JOIN webhook_jobs AS job ON job.id = held.job_id
 WHERE job.idempotency_key IS NULL OR (NOT held.is_signed AND job.idempotency_key <> held.key);
 
--- I10: one job has an idempotency key for as long as that holds
+-- I10: no other job carries an idempotency key while it is held
 SELECT format('key %s is held by job %s since %s, and is also on job %s of %s', held.key, held.job_id, held.created_at, job.id, job.created_at)
 FROM idempotency_keys AS held JOIN webhook_jobs AS job ON job.idempotency_key = held.key AND job.id <> held.job_id
 WHERE NOT held.is_signed

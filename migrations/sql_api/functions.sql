@@ -165,7 +165,8 @@ BEGIN
     LOOP
         rounds := rounds + 1;
         IF rounds > 4 THEN
-            -- Each round costs the whole batch. One job a batch needs one.
+            -- Each round costs as much as the whole batch, and a chain of jobs needs one for every two of them. Accepted one by
+            -- one, each needs one.
             RAISE EXCEPTION 'the idempotency keys of these jobs depend on each other too much to be taken at once'
                 USING ERRCODE = 'serialization_failure', HINT = 'try again, with fewer jobs';
         END IF;

@@ -52,8 +52,8 @@ impl OldKeys {
         let began = Instant::now();
         let since = self.look.since(began);
         let forgotten = forget_keys(client, self.days, since, PAGE, STATEMENT_TIME).await?;
-        // Too much that is gone already lies before what is left. A look from the beginning that fails at that leaves the place
-        // where others have come to; any other goes on with what expires from now on, and the rest is found from the beginning.
+        // It took too long. A look from the beginning leaves the place to which others have come; any other goes on with what
+        // expires from now on, and what it leaves out is found from the beginning.
         let last = match forgotten {
             Some(forgotten) => forgotten.last,
             None => self.look.last().filter(|_| since.is_none()).unwrap_or_else(|| self.just_expired()),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use harness::Servers;
 use harness::database::{Database, service_pool};
+use harness::job::{idempotency, new_job};
 use harness::report;
 use outbox::broker::task::Task;
 use outbox::destination::Destination;
@@ -22,7 +23,7 @@ use outbox::due::{
     DueRow, Statements, claim_chosen, claim_due, make_due_again, mark_published, next_due, postpone as postpone_due,
     rewind, scan_due, sift_published,
 };
-use outbox::job::accept::{Idempotency, NewJob, accept};
+use outbox::job::accept::{NewJob, accept};
 use outbox::job::cancel::cancel;
 use outbox::job::claim::{Lease, claim, recover_claim};
 use outbox::job::keys::forget_keys;
@@ -187,20 +188,7 @@ fn statement_of_show() -> String {
 }
 
 fn job(key: &str) -> NewJob {
-    NewJob {
-        id: Uuid::now_v7(),
-        client_url: "http://example.com/".to_owned(),
-        destination: DESTINATION.to_owned().into(),
-        payload: "{}".to_owned(),
-        headers: serde_json::Map::new(),
-        deliver_at: None,
-        max_attempts: None,
-        timeout_ms: None,
-        ordering_key: None,
-        sealed_key: None,
-        idempotency: Some(Idempotency { key: key.to_owned(), signed_id: None, body_hash: [0; 32] }),
-        traceparent: None,
-    }
+    NewJob { idempotency: Some(idempotency(key, None)), ..new_job(DESTINATION) }
 }
 
 fn settlement() -> Settlement {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use harness::job::new_job;
 use outbox::broker::task::Task;
 use outbox::due;
 use outbox::due::ordering::line_up;
@@ -114,21 +115,13 @@ impl Replay {
     }
 
     async fn accept(&mut self, scheduled: bool, max_attempts: i32, key: Option<u8>) {
-        let id = Uuid::now_v7();
         let job = NewJob {
-            id,
-            client_url: "http://127.0.0.1/".to_owned(),
-            destination: DESTINATION.to_owned().into(),
-            payload: "{}".to_owned(),
-            headers: serde_json::Map::new(),
             deliver_at: scheduled.then(|| outbox::service::clock::now() + LONG),
             max_attempts: Some(max_attempts),
-            timeout_ms: None,
             ordering_key: key.map(|key| key.to_string()),
-            idempotency: None,
-            traceparent: None,
-            sealed_key: None,
+            ..new_job(DESTINATION)
         };
+        let id = job.id;
         let accepted = accept(&self.ground.services, &[job]).await.expect("it is answered");
         assert_eq!(accepted, [Accepted::New(id)]);
         self.jobs.push(id);

@@ -7,6 +7,7 @@
 pub mod client;
 pub mod http2_server;
 pub mod invariants;
+pub mod job;
 pub mod load;
 pub mod stack;
 

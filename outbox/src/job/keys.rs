@@ -5,6 +5,9 @@ use std::time::{Duration, SystemTime};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error};
 
+/// Its own time was over, or before that the time that the session may wait for a lock.
+const TOO_LONG: [SqlState; 2] = [SqlState::QUERY_CANCELED, SqlState::LOCK_NOT_AVAILABLE];
+
 /// What became of a look at old keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Forgotten {
@@ -15,8 +18,8 @@ pub struct Forgotten {
 }
 
 /// Forgets up to `limit` keys that are older than so many days, the oldest first, but none from before `since`; steps over
-/// those that somebody holds. `None` if that takes longer than `time`, as when it must step over very many that are gone
-/// already and that somebody's open transaction could still see.
+/// those that somebody holds. `None` if that takes longer than `time`: it must step over very many that are gone already and that
+/// somebody's open transaction could still see, or somebody has locked the table.
 ///
 /// # Errors
 /// The database cannot be asked.
@@ -33,7 +36,7 @@ pub async fn forget_keys(
     let statement = "-- forget_keys
         SELECT forgotten, last FROM outhook.forget_keys($1, $2, $3)";
     let row = match transaction.query_one(statement, &[&i32::from(days), &since, &i32::from(limit)]).await {
-        Err(error) if error.code() == Some(&SqlState::QUERY_CANCELED) => return Ok(None),
+        Err(error) if error.code().is_some_and(|code| TOO_LONG.contains(code)) => return Ok(None),
         row => row?,
     };
     transaction.commit().await?;
